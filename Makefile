@@ -1,0 +1,53 @@
+# Two commands from a bare clone: `make repro` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo ok),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+ARGS ?=
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup repro test check report clean requirements
+.DEFAULT_GOAL := help
+
+help: ## list the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## make .venv with the pinned requirements (PIP_ARGS=… goes to pip)
+
+$(VENV)/.ready: requirements/all.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; try: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements/all.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# DVC starts each stage as `python …`: with this line `.venv/bin/dvc repro` works without activating.
+	@echo 'import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")' \
+		> $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/own_path.pth
+	@touch $@
+
+repro: setup ## the whole road: data, training, engines, scores, timings, report
+	@# DVC itself, killed in the middle of its bookkeeping, leaves an empty lock file and then refuses to start.
+	@find .dvc/tmp -name rwlock -empty -delete 2>/dev/null || true
+	dvc repro $(ARGS)
+	@echo "the page is metrics/report/report.html; \`make report\` prints the table again"
+
+test: setup ## all tests (ARGS="-k name" goes to pytest)
+	python -m pytest $(ARGS)
+
+check: setup ## ruff and mypy --strict; edits nothing
+	ruff check . && ruff format --check . && mypy
+
+report: setup ## print the table and the path of the page
+	python stages/report.py
+
+requirements: setup ## pin requirements/all.txt anew from pyproject.toml
+	python -m piptools compile --quiet --strip-extras --extra dev --no-header --no-annotate --upgrade --allow-unsafe \
+		--output-file requirements/.all.txt pyproject.toml
+	@# torch pins its own CUDA packages; left out here, a CPU build of torch stays small. Lines of options
+	@# (where pip looked on this machine) are left out too.
+	{ echo "# Made by \`make requirements\` from pyproject.toml; do not edit."; \
+		grep -vE '^(--|nvidia-|cuda-|triton==|$$)' requirements/.all.txt; } > requirements/all.txt
+	@rm requirements/.all.txt
+
+clean: ## remove everything that stages and setup made (data, models, report, .venv)
+	rm -rf $(VENV) data models metrics/report .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,44 @@
+"""Networks by name: one file per architecture, one line here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from segforge.architectures import classifier, deeplabv3plus
+from segforge.architectures.base import Architecture
+from segforge.architectures.inference import wrap_for_inference
+from segforge.architectures.weights import load_backbone_weights, read_state_dict
+from segforge.errors import SegforgeError, unknown_name
+
+__all__ = [
+    "Architecture",
+    "build_network",
+    "load_backbone_weights",
+    "read_state_dict",
+    "registry",
+    "wrap_for_inference",
+]
+
+registry: dict[str, Architecture] = {
+    "classifier": classifier.ARCHITECTURE,
+    "deeplabv3plus": deeplabv3plus.ARCHITECTURE,
+}
+
+
+def build_network(model: str, backbone: str, *, classes: int, options: Mapping[str, Any]) -> torch.nn.Module:
+    """A network with random weights: normalised float images [N, 3, H, W] in, logits out.
+
+    Semantic logits [N, classes, h, w] are at the head's own low resolution, before the last
+    upsampling; classification logits are [N, classes]. Raises `SegforgeError` for an unknown model,
+    for a backbone that the model does not take, and for options that it does not have.
+    """
+    if model not in registry:
+        raise unknown_name("model", model, registry)
+    architecture = registry[model]
+    if backbone not in architecture.backbones:
+        raise unknown_name("backbone", backbone, architecture.backbones)
+    try:
+        return architecture.build(backbone, classes, **options)
+    except TypeError as error:
+        raise SegforgeError(f"{model} on {backbone} does not take these options: {error}") from error

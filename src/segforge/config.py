@@ -1,0 +1,387 @@
+"""The schema of conf/: a wrong key, type, name or combination fails here, before work starts.
+
+Three primary configs compose it: `network` (the model half: train, export, simplify), `engine`
+(the engine half: quantize, build, evaluate, gate, benchmark, predict) and `dataset` (download).
+`machine` holds what the stages about the machine itself and the report need.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, OmegaConf
+
+from segforge.errors import SegforgeError, unknown_name
+
+TASKS = ("semantic", "panoptic", "classification")
+METRIC_OF_TASK = {"semantic": "miou", "panoptic": "pq", "classification": "top1"}
+
+
+@dataclass
+class Model:
+    name: str = MISSING
+    task: str = MISSING  # semantic, panoptic or classification
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the registered builder
+
+
+@dataclass
+class Backbone:
+    name: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Download:
+    """One file: where it comes from, what it must hash to, under which terms."""
+
+    url: str = ""  # empty: there is no public address for these very bytes; the mirror must have it
+    sha256: str = MISSING
+    name: str = MISSING  # the file's name, shown in messages
+    licence: str = ""
+    note: str = ""
+
+
+@dataclass
+class Dataset:
+    name: str = MISSING
+    tasks: list[str] = MISSING
+    classes: dict[str, list[str]] = MISSING  # task -> class names, in id order
+    colours: list[list[int]] = field(default_factory=list)  # RGB per semantic class, for overlays
+    things: list[str] = field(default_factory=list)
+    void: int = 255  # label id that is neither trained on nor scored
+    height: int = MISSING  # of images and labels as stored; 0 where it varies
+    width: int = MISSING
+    folder: str | None = None  # a local copy in the data set's own layout, instead of `archives`
+    archives: list[Download] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Input:
+    """What the network is fed: geometry, colour order and normalisation (of values in 0..255)."""
+
+    height: int = MISSING
+    width: int = MISSING
+    colour_order: str = "rgb"  # rgb or bgr
+    mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])
+    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+
+
+@dataclass
+class Loss:
+    name: str = "cross_entropy"  # cross_entropy or ohem
+    class_weights: str = "none"  # none or inverse_log (ENet, arXiv 1606.02147: 1 / ln(1.02 + p))
+    label_smoothing: float = 0.0
+    ohem_fraction: float = 0.25  # hardest share of pixels that count
+    ohem_start: float = 0.25  # share of the schedule after which ohem replaces cross_entropy
+
+
+@dataclass
+class Augment:
+    """Drawn per image, on the device."""
+
+    scale: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    rotate_deg: float = 0.0
+    flip: bool = True
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+
+@dataclass
+class Training:
+    epochs: int = MISSING
+    batch: int = MISSING
+    optimizer: str = "adamw"  # adamw or sgd
+    lr: float = MISSING
+    backbone_lr_factor: float = 1.0
+    weight_decay: float = 0.01  # not on biases and norms
+    momentum: float = 0.9
+    warmup: float = 0.05  # share of the steps
+    power: float = 0.9  # poly: (1 - step/steps) ** power
+    ema_decay: float = 0.0  # 0: none
+    amp: str = "none"  # none, bf16 or fp16
+    splits: list[str] = field(default_factory=lambda: ["train"])
+    select: str | None = "val"  # split that picks the best checkpoint; null: the last one is the best
+    validate_every: int = 1  # epochs
+    loss: Loss = field(default_factory=Loss)
+    augment: Augment = field(default_factory=Augment)
+
+
+@dataclass
+class Published:
+    """A score from a paper or model zoo, never one of ours."""
+
+    metric: str = MISSING
+    score: float = MISSING
+    source: str = MISSING
+
+
+@dataclass
+class Recipe:
+    """What belongs to one (model, backbone, dataset) triple."""
+
+    name: str = MISSING
+    weights: Download | None = None  # of the backbone or the network, by sha256
+    input: Input = field(default_factory=Input)
+    training: Training = field(default_factory=Training)
+    score_split: str = "test"
+    budget: dict[str, float] = field(default_factory=dict)  # precision -> score that may be lost
+    published: Published | None = None
+
+
+@dataclass
+class Export:
+    opset: int = MISSING
+    tail: str = MISSING  # argmax (uint8 class ids) or logits
+    input_layout: str = MISSING  # nchw_float32 (normalised by the host) or nhwc_uint8 (in the graph)
+    batch_min: int = MISSING
+    batch_max: int = MISSING
+    check_images: int = MISSING  # real images on which each conversion is compared
+    check_batches: list[int] = MISSING
+    tolerance: float = MISSING  # share of outputs (pixels, top-1) that may differ from the checkpoint
+
+
+@dataclass
+class Calibration:
+    images: int = MISSING
+    method: str = MISSING  # minmax, percentile or entropy
+    percentile: float = 99.99
+    seed: int = 0
+    file: str | None = None  # a list in the form of calibration.json, instead of a draw by seed
+
+
+@dataclass
+class Precision:
+    name: str = MISSING
+    calibration: Calibration | None = None
+    per_channel: bool = True
+    skip: list[str] = field(default_factory=list)  # ONNX operators that stay in float
+
+
+@dataclass
+class Device:
+    name: str = MISSING
+    kind: str = MISSING  # cpu, gpu or npu
+    precisions: list[str] = MISSING  # numeric types of the hardware
+    note: str = ""
+
+
+@dataclass
+class Runtime:
+    name: str = MISSING
+    devices: list[str] = MISSING  # device kinds
+    precisions: list[str] = MISSING
+    refused: dict[str, str] = field(default_factory=dict)  # precision -> why it cannot be had here
+    activation: str = "uint8"  # type of Q/DQ activations: uint8 or int8
+    argmax: str = "planes"  # what the final resize and argmax of an int8 graph read: planes or channels_last
+    threads: int = 0  # 0: every core this process may use
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Target:
+    name: str = MISSING
+    device: Device = field(default_factory=Device)
+    runtime: Runtime = field(default_factory=Runtime)
+
+
+@dataclass
+class Benchmark:
+    name: str = MISSING
+    batches: list[int] = MISSING
+    warmup_s: float = MISSING  # at least this long, and until two windows agree
+    warmup_max_s: float = MISSING
+    measure_s: float = MISSING  # at least this long per quantity and batch
+    min_samples: int = MISSING
+    streams: int = MISSING  # concurrent requests for throughput
+    images: int = MISSING  # real images that are cycled through
+    max_cov: float = MISSING  # coefficient of variation above which a figure is not valid
+
+
+@dataclass
+class NetworkConfig:
+    """The model half: one variant."""
+
+    variant: str = MISSING
+    seed: int = 0
+    train_on: str = "auto"  # auto, cpu or cuda
+    model: Model = field(default_factory=Model)
+    backbone: Backbone = field(default_factory=Backbone)
+    dataset: Dataset = field(default_factory=Dataset)
+    recipe: Recipe = field(default_factory=Recipe)
+    export: Export = field(default_factory=Export)
+
+
+@dataclass
+class EngineConfig:
+    """The engine half: one variant on one target in one precision."""
+
+    variant: str = MISSING
+    precision: Precision = field(default_factory=Precision)
+    target: Target = field(default_factory=Target)
+    benchmark: Benchmark = field(default_factory=Benchmark)
+    input: str | None = None  # predict: a file, folder or glob
+    output: str | None = None  # predict: a folder
+    against: str = "cpu-torch/fp32"  # compare: <target>/<precision> of the other engine
+
+
+@dataclass
+class DatasetConfig:
+    """The download stage: one data set, and a recipe's weights when one is named."""
+
+    dataset: Dataset = field(default_factory=Dataset)
+    recipe: Recipe | None = None
+
+
+@dataclass
+class MachineConfig:
+    """probe, ceilings and report: the machine and the catalogue as a whole."""
+
+    ceilings_s: float = 1.0  # per measured ceiling
+    title: str = "Segforge"
+
+
+SCHEMAS = {
+    "network": NetworkConfig,
+    "engine": EngineConfig,
+    "dataset": DatasetConfig,
+    "machine": MachineConfig,
+}
+
+
+def register() -> None:
+    """Make the schema known to Hydra, as `network_schema` and so on; safe to call twice."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+
+
+def check_network(config: NetworkConfig) -> None:
+    """Raise `SegforgeError` where the parts of the model half cannot work together."""
+    model, dataset, recipe, export = config.model, config.dataset, config.recipe, config.export
+    if model.task not in TASKS:
+        raise unknown_name("task", model.task, TASKS)
+    if model.task not in dataset.tasks:
+        raise SegforgeError(
+            f"model {model.name!r} needs {model.task} labels, and data set {dataset.name!r} has none",
+            expected=f"a data set for {model.task}; {dataset.name} serves {', '.join(dataset.tasks)}",
+        )
+    if recipe.name != config.variant:
+        raise SegforgeError(
+            f"recipe {recipe.name!r} belongs to another variant than {config.variant!r}",
+            expected=f"conf/recipe/{config.variant}.yaml with name: {config.variant}",
+        )
+    training = recipe.training
+    for value, known, what in (
+        (training.optimizer, ("adamw", "sgd"), "recipe.training.optimizer"),
+        (training.amp, ("none", "bf16", "fp16"), "recipe.training.amp"),
+        (training.loss.name, ("cross_entropy", "ohem"), "recipe.training.loss.name"),
+        (training.loss.class_weights, ("none", "inverse_log"), "recipe.training.loss.class_weights"),
+        (recipe.input.colour_order, ("rgb", "bgr"), "recipe.input.colour_order"),
+        (recipe.score_split, ("train", "val", "test"), "recipe.score_split"),
+        (export.tail, ("argmax", "logits"), "export.tail"),
+        (export.input_layout, ("nchw_float32", "nhwc_uint8"), "export.input_layout"),
+    ):
+        if value not in known:
+            raise unknown_name(what, value, known)
+    if recipe.score_split in training.splits:
+        raise SegforgeError(
+            f"recipe {recipe.name!r} trains on {recipe.score_split!r}, the split that it is scored on",
+            expected="training.splits without score_split",
+        )
+    if training.select is not None and training.select in training.splits:
+        raise SegforgeError(
+            f"recipe {recipe.name!r} picks its best checkpoint on {training.select!r}, on which it trains",
+            expected="a split outside training.splits, or training.select: null (the last checkpoint)",
+        )
+    if training.select == recipe.score_split:
+        raise SegforgeError(
+            f"recipe {recipe.name!r} would choose its checkpoint on {recipe.score_split!r}, the scored split",
+            expected="another split, or training.select: null (the last checkpoint)",
+        )
+    if not 1 <= export.batch_min <= export.batch_max:
+        raise SegforgeError(
+            f"export.batch_min={export.batch_min}, export.batch_max={export.batch_max}",
+            expected="1 <= batch_min <= batch_max",
+        )
+    outside = [b for b in export.check_batches if not export.batch_min <= b <= export.batch_max]
+    if outside:
+        raise SegforgeError(
+            f"export.check_batches {outside} lie outside the exported range",
+            expected=f"batches from {export.batch_min} to {export.batch_max}",
+        )
+    if export.opset < 18:
+        raise SegforgeError(f"export.opset={export.opset}", expected="18 or later: the exporter writes nothing older")
+
+
+def check_engine(config: EngineConfig) -> None:
+    """Raise `SegforgeError` where target and precision cannot work together; says why and what can."""
+    precision, device, runtime = config.precision, config.target.device, config.target.runtime
+    works = [p for p in runtime.precisions if p in device.precisions]
+    alternatives = f"precision={{{','.join(works)}}} target={config.target.name}"
+    if precision.name not in works:
+        if precision.name not in device.precisions:
+            reason = f"{device.name} has no {precision.name} arithmetic" + (f" ({device.note})" if device.note else "")
+        else:
+            reason = runtime.refused.get(precision.name, f"{runtime.name} has no {precision.name} path")
+        raise SegforgeError(
+            f"target {config.target.name!r} cannot run {precision.name}: {reason}",
+            expected=f"one of {', '.join(works)} on this target",
+            hint=alternatives,
+        )
+    if device.kind not in runtime.devices:
+        raise SegforgeError(
+            f"runtime {runtime.name!r} does not run on a {device.kind}",
+            expected=f"a device of kind {', '.join(runtime.devices)}",
+        )
+    if not config.benchmark.batches or min(config.benchmark.batches) < 1:
+        raise SegforgeError(f"benchmark.batches={config.benchmark.batches}", expected="batches of 1 or more")
+    if config.variant.count("-") != 2:
+        raise SegforgeError(
+            f"variant {config.variant!r} is no <model>-<backbone>-<dataset>",
+            expected=f"one of {', '.join(known_variants())}",
+        )
+    if config.variant not in known_variants():
+        raise unknown_name("variant", config.variant, known_variants())
+
+
+def engine_config(variant: str, target: str, precision: str) -> EngineConfig:
+    """The config of another engine, composed and checked as its stages compose it."""
+    register()
+    words = [f"variant={variant}", f"target={target}", f"precision={precision}"]
+    # Inside a stage Hydra already stands on conf/, and refuses to be set up twice.
+    ready = GlobalHydra.instance().is_initialized()
+    with nullcontext() if ready else initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
+        composed = OmegaConf.to_object(compose("engine", words))
+    assert isinstance(composed, EngineConfig)
+    check_engine(composed)
+    return composed
+
+
+def known_variants() -> list[str]:
+    """Every variant that has a recipe."""
+    return sorted(path.stem for path in Path("conf", "recipe").glob("*.yaml"))
+
+
+def budget(variant: str, precision: str) -> float:
+    """The score that `variant` may lose in `precision`, from its recipe.
+
+    Read on its own, so that a new budget re-runs the gate and nothing else.
+    """
+    path = Path("conf", "recipe", f"{variant}.yaml")
+    if not path.is_file():
+        raise unknown_name("variant", variant, known_variants())
+    recipe = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
+    allowed = OmegaConf.to_container(recipe.budget)
+    assert isinstance(allowed, dict)
+    if precision not in allowed:
+        raise SegforgeError(
+            f"{path} has no budget for {precision}",
+            expected=f"budget.{precision}: the score that may be lost; it has {', '.join(map(str, allowed))}",
+        )
+    return float(allowed[precision])

@@ -1,0 +1,194 @@
+"""The checks that every data set passes before it is accepted; each names the files at fault."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from segforge.config import Dataset
+from segforge.datasets.base import read_image, read_label_ids
+from segforge.errors import SegforgeError
+from segforge.files import read_json, sha256_bytes, write_json
+from segforge.progress import say, track
+
+Row = dict[str, Any]
+Samples = dict[str, dict[str, list[Row]]]  # task -> split -> rows with `image` and `label`
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SHOWN = 5  # of a long list of problems
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files directly in `folder`, by suffix, hidden ones left out, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def match_pairs(images: Sequence[Path], labels: Sequence[Path], where: str) -> list[tuple[Path, Path]]:
+    """Images and labels of the same stem, in the images' order.
+
+    Raises `SegforgeError` naming each file without a partner, and each stem that is there twice.
+    """
+    problems = []
+    for paths in (images, labels):
+        seen: dict[str, Path] = {}
+        for path in paths:
+            if path.stem in seen:
+                problems.append(f"{seen[path.stem].name} and {path.name} share one stem")
+            seen[path.stem] = path
+    by_stem = {path.stem: path for path in labels}
+    problems += [f"image {path.name} has no label" for path in images if path.stem not in by_stem]
+    stems = {path.stem for path in images}
+    problems += [f"label {path.name} has no image" for path in labels if path.stem not in stems]
+    _refuse(problems, f"incomplete pairs in {where}", "one label for each image, of the same name")
+    return [(path, by_stem[path.stem]) for path in images]
+
+
+def hash_images(folder: Path, images: Sequence[str], what: str) -> dict[str, str]:
+    """The SHA-256 of each image file's bytes, by its path relative to `folder`."""
+
+    def work(image: str) -> str:
+        return sha256_bytes((folder / image).read_bytes())
+
+    return dict(zip(images, _each(work, images, f"{what}: hashing"), strict=True))
+
+
+def check_samples(config: Dataset, folder: Path, samples: Samples) -> Samples:
+    """`samples` with each image's `sha256`, after every check has passed.
+
+    Checked: every split has images; every image and label decodes; their sizes agree; label ids are
+    known; panoptic PNGs agree with their JSON; no image is in two splits. Duplicates within a split
+    are said and listed in `folder`/duplicates.json. Raises `SegforgeError` naming the files at fault.
+    """
+    empty = [f"{task}: {split}" for task, splits in samples.items() for split, rows in splits.items() if not rows]
+    empty += [task for task in config.tasks if not samples.get(task)]
+    _refuse(empty, f"{config.name} has no images", "images in every split")
+    images = sorted({row["image"] for splits in samples.values() for rows in splits.values() for row in rows})
+    hashes = hash_images(folder, images, config.name)
+    _refuse_shared(config.name, samples, hashes)
+
+    def shape(image: str) -> tuple[int, int]:
+        height, width, _ = read_image(folder / image).shape
+        return height, width
+
+    shapes = dict(zip(images, _examined(shape, images, folder, f"{config.name}: images"), strict=True))
+    checks = {"semantic": _semantic_problems, "classification": _class_problems, "panoptic": _panoptic_problems}
+    for task, splits in samples.items():
+        segments = _segment_ids(folder, splits) if task == "panoptic" else {}
+        check = partial(checks[task], config, folder, shapes, segments)
+        rows = [row for split in splits.values() for row in split]
+        found = _examined(check, rows, folder, f"{config.name}: {task} labels")
+        problems = [problem for problems in found for problem in problems]
+        _refuse(problems, f"{config.name} has labels that do not fit", f"{task} labels as conf/dataset describes them")
+    _report_duplicates(config.name, folder, samples, hashes)
+    return {
+        task: {split: [{**row, "sha256": hashes[row["image"]]} for row in rows] for split, rows in splits.items()}
+        for task, splits in samples.items()
+    }
+
+
+def _semantic_problems(
+    config: Dataset, folder: Path, shapes: dict[str, tuple[int, int]], _: dict[str, set[int]], row: Row
+) -> list[str]:
+    ids = read_label_ids(folder / row["label"])
+    counts = np.bincount(ids.ravel(), minlength=256)
+    counts[: len(config.classes["semantic"])] = 0
+    counts[config.void] = 0
+    unknown = [f"{row['label']}: id {index} on {counts[index]} pixels" for index in np.flatnonzero(counts)]
+    return _size_problems(config, row, shapes, ids.shape) + unknown
+
+
+def _panoptic_problems(
+    config: Dataset, folder: Path, shapes: dict[str, tuple[int, int]], known: dict[str, set[int]], row: Row
+) -> list[str]:
+    pixels = read_image(folder / row["label"]).astype(np.int64)
+    found = set(np.unique(pixels @ [1, 1 << 8, 1 << 16]).tolist()) - {0}
+    wanted = known.get(row["label"], set())
+    problems = _size_problems(config, row, shapes, pixels.shape[:2])
+    for where, only in (("PNG", found - wanted), ("JSON", wanted - found)):
+        if only:
+            problems.append(f"{row['label']}: segments {sorted(only)[:SHOWN]} in the {where} only")
+    return problems
+
+
+def _class_problems(
+    config: Dataset, folder: Path, shapes: dict[str, tuple[int, int]], _: dict[str, set[int]], row: Row
+) -> list[str]:
+    known = range(len(config.classes["classification"]))
+    return [] if row["label"] in known else [f"{row['image']}: class id {row['label']}"]
+
+
+def _size_problems(config: Dataset, row: Row, shapes: dict[str, tuple[int, int]], label: tuple[int, ...]) -> list[str]:
+    image = shapes[row["image"]]
+    if label != image:
+        return [f"{row['label']} is {label[0]}x{label[1]}, its image {image[0]}x{image[1]}"]
+    if config.height and image != (config.height, config.width):
+        return [f"{row['image']} is {image[0]}x{image[1]}, not {config.height}x{config.width} as in conf/dataset"]
+    return []
+
+
+def _segment_ids(folder: Path, splits: dict[str, list[Row]]) -> dict[str, set[int]]:
+    """Per panoptic PNG, the segments that the JSON file beside its folder lists (COCO panoptic)."""
+    known = {}
+    for parent in {Path(row["label"]).parent for rows in splits.values() for row in rows}:
+        raw = read_json(folder / f"{parent}.json", made_by="the download stage")
+        for entry in raw["annotations"]:
+            known[str(parent / entry["file_name"])] = {segment["id"] for segment in entry["segments_info"]}
+    return known
+
+
+def _refuse_shared(name: str, samples: Samples, hashes: dict[str, str]) -> None:
+    places: dict[str, dict[str, str]] = defaultdict(dict)  # hash -> split -> an image
+    for splits in samples.values():
+        for split, rows in splits.items():
+            for row in rows:
+                places[hashes[row["image"]]].setdefault(split, row["image"])
+    shared = [" = ".join(found.values()) for found in places.values() if len(found) > 1]
+    _refuse(shared, f"{name} has images in two splits (same bytes)", "each image in one split only")
+
+
+def _report_duplicates(name: str, folder: Path, samples: Samples, hashes: dict[str, str]) -> None:
+    groups: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for splits in samples.values():
+        for split, rows in splits.items():
+            for row in rows:
+                groups[split, hashes[row["image"]]].add(row["image"])
+    doubled = [sorted(group) for group in groups.values() if len(group) > 1]
+    if doubled:
+        write_json(folder / "duplicates.json", [{"files": group, "kept": group} for group in sorted(doubled)])
+        shown = "; ".join(" = ".join(group) for group in sorted(doubled)[:SHOWN])
+        say(f"{name}: {len(doubled)} groups of equal images within a split, all kept (duplicates.json): {shown}")
+
+
+def _examined(work: Callable[[Item], Result], items: Sequence[Item], folder: Path, what: str) -> list[Result]:
+    """The results of `work`, which may raise for files that do not decode; all of those are named."""
+
+    def guarded(item: Item) -> tuple[Result | None, str]:
+        try:
+            return work(item), ""
+        except (SegforgeError, OSError, SyntaxError, ValueError) as error:
+            # The folder is a temporary one that is gone when the user reads this.
+            return None, str(error).replace(f"{folder}/", "").splitlines()[0]
+
+    results, problems = zip(*_each(guarded, items, what), strict=True)
+    _refuse([p for p in problems if p], f"{what} that cannot be read", "whole image files")
+    return list(results)
+
+
+def _each(work: Callable[[Item], Result], items: Iterable[Item], what: str) -> Iterator[Result]:
+    """`work` on every item, in order, by a pool of threads (decoding and hashing release the lock)."""
+    listed = list(items)
+    with ThreadPoolExecutor() as pool:
+        yield from track(pool.map(work, listed), what, total=len(listed), unit="files")
+
+
+def _refuse(problems: Sequence[str], what: str, expected: str) -> None:
+    if problems:
+        more = f"\n    and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        listed = "".join(f"\n    {problem}" for problem in problems[:SHOWN])
+        raise SegforgeError(f"{what}: {len(problems)}{listed}{more}", expected=expected)

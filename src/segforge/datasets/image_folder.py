@@ -1,0 +1,76 @@
+"""`image_folder`: one folder of images per class, split by content or by train/val/test folders."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from segforge.config import Dataset
+from segforge.datasets.base import SPLITS
+from segforge.datasets.checks import SHOWN, Samples, hash_images, list_images
+from segforge.datasets.download import obtain
+from segforge.errors import SegforgeError
+from segforge.files import write_json
+from segforge.progress import say
+
+
+def make(config: Dataset, folder: Path) -> Samples:
+    """Bring the class folders into `folder`/images, and drop exact duplicates from the samples.
+
+    Of equal images in one class the first is kept; of equal images in several classes none, since the
+    label is unknown. Both are listed in duplicates.json. Without train/val/test folders the first
+    digits of an image's SHA-256 choose its split (70/10/20 in 100). Class names come from the folders:
+    where conf/dataset names none, they are set in `config`; elsewhere `SegforgeError` when they differ.
+    """
+    root = folder / "images"
+    obtain(config, root)
+    entries = {path.name for path in root.iterdir() if path.is_dir()}
+    split_folders = [root / split for split in SPLITS if split in entries] if entries <= set(SPLITS) else [root]
+    found = [path for parent in split_folders for path in sorted(parent.iterdir()) if path.is_dir()]
+    names = sorted({path.name for path in found})
+    if len(names) < 2:
+        raise SegforgeError(
+            f"{config.name}: class folders found: {', '.join(names) or 'none'}",
+            expected="two or more, one folder of images per class, or train/, val/ and test/ with such folders",
+        )
+    given = config.classes.get("classification") or names
+    if sorted(given) != names:
+        raise SegforgeError(
+            f"{config.name}: the class folders are {', '.join(names)}",
+            expected=f"those of conf/dataset: {', '.join(given)}",
+            hint=f"dataset.classes.classification=[{','.join(names)}]",
+        )
+    config.classes["classification"] = given
+    images = {p.relative_to(folder).as_posix(): path.name for path in found for p in list_images(path)}
+    surplus = sum(p.is_file() for p in root.rglob("*")) - len(images)
+    if surplus:
+        say(f"{config.name}: {surplus} files that are no images, or lie elsewhere, are left out")
+    hashes = hash_images(folder, list(images), config.name)
+    by_folder = split_folders != [root]
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for image in sorted(images):
+        split = image.split("/")[1] if by_folder else _split(hashes[image])
+        groups[split, hashes[image]].append(image)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS if not by_folder or split in entries}
+    duplicates = []
+    for (split, _), equal in groups.items():
+        unanimous = len({images[image] for image in equal}) == 1
+        if len(equal) > 1:
+            duplicates.append({"files": equal, "kept": equal[:1] if unanimous else []})
+        if unanimous:
+            rows[split].append({"image": equal[0], "label": given.index(images[equal[0]])})
+    _report(config.name, folder, duplicates)
+    return {"classification": rows}
+
+
+def _split(sha256: str) -> str:
+    draw = int(sha256[:8], 16) % 100
+    return "train" if draw < 70 else "val" if draw < 80 else "test"
+
+
+def _report(name: str, folder: Path, duplicates: list[dict[str, list[str]]]) -> None:
+    write_json(folder / "duplicates.json", duplicates)
+    for kept, what in ((True, "in one class, the first kept"), (False, "in several classes, all dropped")):
+        listed = [" = ".join(group["files"]) for group in duplicates if bool(group["kept"]) == kept]
+        if listed:
+            more = f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+            say(f"{name}: {len(listed)} groups of equal images {what}: {'; '.join(listed[:SHOWN])}{more}")

@@ -1,0 +1,57 @@
+"""From a decoded image to what the network is fed, the same in training, scoring and timing."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segforge.runtimes.base import Array
+
+
+class InputSpec(Protocol):
+    """The part of `OnnxMetadata` that says how an image becomes an input."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def colour_order(self) -> str: ...
+    @property
+    def mean(self) -> list[float]: ...
+    @property
+    def std(self) -> list[float]: ...
+    @property
+    def input_layout(self) -> str: ...
+
+
+def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Bilinear, antialiased where it shrinks (Pillow's filter); unchanged when the size fits."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def resize_ids(ids: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Nearest: class ids have no values between them."""
+    if ids.shape == (height, width):
+        return ids
+    return np.asarray(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST))
+
+
+def network_input(images: Sequence[NDArray[np.uint8]], spec: InputSpec) -> Array:
+    """A batch for the network from RGB images of any size.
+
+    Returns float32 [batch, 3, height, width], normalised, for `nchw_float32`; uint8
+    [batch, height, width, 3] for `nhwc_uint8`. Channels follow `spec.colour_order`. Contiguous.
+    """
+    batch = np.stack([resize_image(image, spec.height, spec.width) for image in images])
+    if spec.colour_order == "bgr":
+        batch = batch[..., ::-1]
+    if spec.input_layout == "nhwc_uint8":
+        return np.ascontiguousarray(batch)
+    scale = np.float32(1) / np.asarray(spec.std, np.float32)
+    shift = -np.asarray(spec.mean, np.float32) * scale
+    return np.ascontiguousarray((batch.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2))

@@ -1,0 +1,265 @@
+"""`shapes`: scenes and single things drawn from a seed, with semantic, panoptic and class labels.
+
+Discs (ball, bubble) and triangles (cone, tent) come in a warm and a cool class each, and sky and wall
+are each other's colours with red and blue exchanged: a network that is fed BGR for RGB loses most of
+its score. Neighbouring hues overlap, so that colour alone is not enough either.
+"""
+
+import colorsys
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from segforge.config import Dataset
+from segforge.datasets.base import SPLITS
+from segforge.datasets.checks import Samples
+from segforge.errors import SegforgeError
+from segforge.files import json_text
+from segforge.progress import track
+
+STUFF = ("sky", "ground", "wall")
+FORMS = {"ball": "disc", "bubble": "disc", "cone": "triangle", "tent": "triangle", "star": "star"}
+HUES = {"ball": (0,), "cone": (38,), "bubble": (212,), "tent": (262,), "star": (80, 130, 310)}
+STUFF_RGB = {"sky": (120, 155, 205), "ground": (112, 128, 84), "wall": (205, 155, 120)}
+OBJECT_SIDE = 96  # pictures of one thing: height and width in pixels
+OVERSAMPLE = 4  # outlines are drawn this much larger and averaged
+TURN = 2 * math.pi
+
+Rgb = NDArray[np.int32]  # [height, width, 3], not yet clipped to 0..255
+
+
+@dataclass(frozen=True)
+class Options:
+    """How many images and how hard: `options` of conf/dataset/shapes.yaml."""
+
+    seed: int
+    scenes: dict[str, int]  # split -> images
+    objects: dict[str, int]
+    things_per_scene: list[int]  # least and most
+    radius: list[int]  # least and most, pixels
+    object_radius: list[int]  # the same in pictures of one thing
+    hue_spread: int  # degrees
+    illumination: float  # share
+    noise: int  # of 255
+
+
+def make(config: Dataset, folder: Path) -> Samples:
+    """Draw every image and label into `folder`; the same options give the same bytes.
+
+    Writes scenes/<split>/, semantic/<split>/ (uint8 ids, void along outlines), COCO panoptic's
+    panoptic_<split>/ with panoptic_<split>.json (`category_id` is the semantic id), and objects/<split>/.
+    Raises `SegforgeError` for options and classes that it does not have.
+    """
+    if {*STUFF, *FORMS} != set(config.classes["semantic"]) or not set(config.classes["classification"]) <= set(FORMS):
+        raise SegforgeError("shapes draws other classes", expected=f"{', '.join((*STUFF, *FORMS))}, in any order")
+    try:
+        options = Options(**config.options)
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(Options))
+        raise SegforgeError(f"dataset.options do not fit: {error}", expected=f"exactly {known}") from error
+    samples: Samples = {task: {split: [] for split in SPLITS} for task in ("semantic", "panoptic", "classification")}
+    for number, split in enumerate(SPLITS):
+        # A generator per image, so that an image does not depend on how many come before it.
+        _draw_scenes(config, options, folder, split, [options.seed, number, 0], samples)
+        _draw_objects(config, options, folder, split, [options.seed, number, 1], samples)
+    return samples
+
+
+def _draw_scenes(
+    config: Dataset, options: Options, folder: Path, split: str, seed: list[int], samples: Samples
+) -> None:
+    kinds = {"image": f"scenes/{split}", "semantic": f"semantic/{split}", "panoptic": f"panoptic_{split}"}
+    for kind in kinds.values():
+        (folder / kind).mkdir(parents=True)
+    annotations = []
+    for index in track(range(options.scenes.get(split, 0)), f"shapes: scenes for {split}", unit="images"):
+        image, ids, instances = _scene(np.random.default_rng([*seed, index]), options, config)
+        paths = {kind: f"{parent}/{index:05d}.png" for kind, parent in kinds.items()}
+        _save(folder / paths["image"], image)
+        _save(folder / paths["semantic"], ids)
+        _save(folder / paths["panoptic"], _panoptic_png(instances))
+        segments = _segments(ids, instances)
+        annotations.append({"image_id": index, "file_name": f"{index:05d}.png", "segments_info": segments})
+        for task in ("semantic", "panoptic"):
+            samples[task][split].append({"image": paths["image"], "label": paths[task]})
+    (folder / f"panoptic_{split}.json").write_text(json_text(_coco(config, annotations)), encoding="utf-8")
+
+
+def _draw_objects(
+    config: Dataset, options: Options, folder: Path, split: str, seed: list[int], samples: Samples
+) -> None:
+    (folder / "objects" / split).mkdir(parents=True)
+    names = config.classes["classification"]
+    for index in track(range(options.objects.get(split, 0)), f"shapes: single things for {split}", unit="images"):
+        label = index % len(names)
+        path = f"objects/{split}/{index:05d}.png"
+        _save(folder / path, _single(np.random.default_rng([*seed, index]), options, names[label]))
+        samples["classification"][split].append({"image": path, "label": label})
+
+
+def _scene(
+    rng: np.random.Generator, options: Options, config: Dataset
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int32]]:
+    """One scene: the image, its class ids, and its panoptic ids (0 where void)."""
+    height, width = config.height, config.width
+    names = config.classes["semantic"]
+    rows = np.arange(height)[:, None]
+    horizon = int(rng.integers(height * 2 // 5, height * 3 // 5))
+    skyline = horizon + ((np.arange(width) - width // 2) * int(rng.integers(-12, 13)) // width)
+    left, breadth = int(rng.integers(-20, width - 40)), int(rng.integers(48, 96))
+    foot, top = int(rng.integers(4, 16)), int(rng.integers(24, 44))
+    columns = np.arange(width)
+    wall = ((columns >= left) & (columns < left + breadth))[None] & (rows > horizon - top) & (rows < horizon + foot)
+    sky, ground = names.index("sky"), names.index("ground")
+    stuff = np.where(wall, names.index("wall"), np.where(rows < skyline[None], sky, ground))
+    image = np.zeros((height, width, 3), np.int32)
+    for name in STUFF:
+        image = np.where((stuff == names.index(name))[..., None], _texture(rng, name, height, width), image)
+    ids = stuff.astype(np.uint8)
+    instances = stuff.astype(np.int32) + 1
+    things = config.classes["classification"]
+    for number in range(1, 1 + int(rng.integers(options.things_per_scene[0], options.things_per_scene[1] + 1))):
+        name = things[int(rng.integers(len(things)))]
+        radius = int(rng.integers(options.radius[0], options.radius[1] + 1))
+        centre = int(rng.integers(width)), int(rng.integers(height))
+        cover = _cover(rng, FORMS[name], centre, radius, height, width)
+        image = _paint(rng, options, name, cover, image)
+        inside, rim = cover >= 192, (cover >= 64) & (cover < 192)
+        category = names.index(name)
+        ids = np.where(inside, category, np.where(rim, config.void, ids)).astype(np.uint8)
+        instances = np.where(inside, category + 1 + 256 * number, np.where(rim, 0, instances)).astype(np.int32)
+    return _finish(rng, options, image), ids, instances
+
+
+def _single(rng: np.random.Generator, options: Options, name: str) -> NDArray[np.uint8]:
+    """A picture of one thing, whole or nearly so, over one texture and small scraps of any colour."""
+    side = OBJECT_SIDE
+    image = _texture(rng, STUFF[int(rng.integers(len(STUFF)))], side, side)
+    for _ in range(int(rng.integers(3, 8))):
+        scrap = ("disc", "triangle", "star")[int(rng.integers(3))]
+        centre = int(rng.integers(side)), int(rng.integers(side))
+        cover = _cover(rng, scrap, centre, int(rng.integers(3, 8)), side, side)
+        image = _paint(rng, options, "star", cover, image)
+    centre = int(rng.integers(32, side - 32)), int(rng.integers(32, side - 32))
+    radius = int(rng.integers(options.object_radius[0], options.object_radius[1] + 1))
+    cover = _cover(rng, FORMS[name], centre, radius, side, side)
+    return _finish(rng, options, _paint(rng, options, name, cover, image))
+
+
+def _texture(rng: np.random.Generator, name: str, height: int, width: int) -> Rgb:
+    """A background of one stuff class: a gradient with clouds, speckle with stripes, or bricks."""
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+    base = np.array(STUFF_RGB[name]) + rng.integers(-14, 15, 3)
+    if name == "sky":
+        shade = rows * int(rng.integers(10, 35)) // height + _blobs(rng, height, width, 24)
+    elif name == "ground":
+        step = int(rng.integers(6, 14))
+        speckle = np.kron(rng.integers(-22, 23, (-(-height // 2), -(-width // 2))), np.ones((2, 2), np.int64))
+        stripes = np.where((rows + columns // int(rng.integers(2, 6))) // step % 2, 9, -9)
+        shade = speckle[:height, :width] + stripes + _blobs(rng, height, width, 12)
+    else:
+        brick, length = int(rng.integers(6, 10)), int(rng.integers(12, 20))
+        course = rows // brick
+        mortar = (rows % brick == 0) | ((columns + course % 2 * (length // 2)) % length == 0)
+        shade = np.where(mortar, -38, 0) + _blobs(rng, height, width, 12)
+    return (base + shade[..., None]).astype(np.int32)
+
+
+def _blobs(rng: np.random.Generator, height: int, width: int, size: int) -> NDArray[np.int64]:
+    """Slow changes of brightness from -size to size."""
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR)).astype(np.int64)
+    return (smooth - 128) * size // 128
+
+
+def _cover(
+    rng: np.random.Generator, form: str, centre: tuple[int, int], radius: int, height: int, width: int
+) -> NDArray[np.int32]:
+    """How much of each pixel a turned outline covers, 0..255."""
+    turn = int(rng.integers(360)) / 360 * TURN
+    squeeze = int(rng.integers(80, 101)) / 100
+    if form == "disc":
+        spokes = [(step / 40 * TURN, 1.0) for step in range(40)]
+    elif form == "triangle":
+        spokes = [(step / 3 * TURN, 1.15) for step in range(3)]
+    else:
+        spokes = [(step / 10 * TURN, 1.2 if step % 2 else 0.52) for step in range(10)]
+    points = []
+    for angle, reach in spokes:
+        x, y = reach * radius * math.cos(angle), reach * radius * squeeze * math.sin(angle)
+        turned = x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)
+        points.append(tuple(round((c + t) * OVERSAMPLE) for c, t in zip(centre, turned, strict=True)))
+    large = Image.new("L", (width * OVERSAMPLE, height * OVERSAMPLE))
+    ImageDraw.Draw(large).polygon(points, fill=255)
+    return np.asarray(large.reduce(OVERSAMPLE)).astype(np.int32)
+
+
+def _paint(rng: np.random.Generator, options: Options, name: str, cover: NDArray[np.int32], image: Rgb) -> Rgb:
+    """Lay a thing in a hue of its class over the image, shaded across and faintly striped."""
+    height, width = cover.shape
+    hues = HUES[name]
+    hue = hues[int(rng.integers(len(hues)))] + int(rng.integers(-options.hue_spread, options.hue_spread + 1))
+    saturation, value = int(rng.integers(60, 91)) / 100, int(rng.integers(65, 96)) / 100
+    colour = np.array([round(255 * part) for part in colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)])
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+    slope = rng.integers(-60, 61, 2)
+    shade = (rows * int(slope[0]) + columns * int(slope[1])) // (height + width) - int(slope.sum()) // 4
+    stripes = np.where((rows + columns * int(rng.integers(-1, 2))) // int(rng.integers(3, 7)) % 2, 10, -10)
+    fill = colour + (shade + stripes)[..., None]
+    mixed: Rgb = (fill * cover[..., None] + image * (255 - cover[..., None])) // 255
+    return mixed.astype(np.int32)
+
+
+def _finish(rng: np.random.Generator, options: Options, image: Rgb) -> NDArray[np.uint8]:
+    """Light that changes over the picture, then noise on every value."""
+    height, width = image.shape[:2]
+    change = round(options.illumination * 256)
+    corners = rng.integers(256 - change, 257 + change, (2, 2))
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+    upper = corners[0, 0] * (width - columns) + corners[0, 1] * columns
+    lower = corners[1, 0] * (width - columns) + corners[1, 1] * columns
+    light = (upper * (height - rows) + lower * rows) // (width * height)
+    noisy = image * light[..., None] // 256 + rng.integers(-options.noise, options.noise + 1, image.shape)
+    return np.asarray(noisy.clip(0, 255), np.uint8)
+
+
+def _segments(ids: NDArray[np.uint8], instances: NDArray[np.int32]) -> list[dict[str, Any]]:
+    found = []
+    for segment in np.unique(instances[instances > 0]).tolist():
+        rows, columns = np.nonzero(instances == segment)
+        left, top = int(columns.min()), int(rows.min())
+        found.append(
+            {
+                "id": segment,
+                "category_id": int(ids[rows[0], columns[0]]),
+                "area": len(rows),
+                "bbox": [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1],
+                "iscrowd": 0,
+            }
+        )
+    return found
+
+
+def _panoptic_png(instances: NDArray[np.int32]) -> NDArray[np.uint8]:
+    return np.stack([instances >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+
+
+def _coco(config: Dataset, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    size = {"height": config.height, "width": config.width}
+    return {
+        "images": [{"id": row["image_id"], "file_name": row["file_name"], **size} for row in annotations],
+        "annotations": annotations,
+        "categories": [
+            {"id": index, "name": name, "isthing": int(name in config.things)}
+            for index, name in enumerate(config.classes["panoptic"])
+        ],
+    }
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    Image.fromarray(pixels).save(path, compress_level=4)

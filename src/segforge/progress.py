@@ -1,0 +1,35 @@
+"""Progress on long work: a bar on a terminal, plain lines with the time left otherwise."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+def say(text: str) -> None:
+    """One line for the user, on stderr, so that stdout stays for results."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def track(
+    items: Iterable[Item], what: str, *, total: int | None = None, unit: str = "it", every_s: float = 10.0
+) -> Iterator[Item]:
+    """Yield `items` and show how far it is: a bar on a terminal, else a line every `every_s` seconds."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, unit=unit, leave=False)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= every_s:
+            last = now
+            left = f", {(now - start) / done * (total - done):.0f} s left" if total else ""
+            say(f"{what}: {done}{f'/{total}' if total else ''} {unit}{left}")

@@ -1,0 +1,1 @@
+"""Typed ONNX: the graph in the numeric type that the engine runs."""

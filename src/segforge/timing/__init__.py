@@ -1,0 +1,1 @@
+"""This machine, its ceilings, and figures with a verdict."""

@@ -1,0 +1,60 @@
+"""Losses over logits [N, classes, …] and labels [N, …]; void is neither trained on nor counted."""
+
+import torch
+from torch.nn import functional
+
+from segforge.config import Loss
+
+
+def inverse_log_weights(counts: torch.Tensor) -> torch.Tensor:
+    """ENet's class weights 1 / ln(1.02 + share) (arXiv 1606.02147) from counts [classes]; float32."""
+    share = counts.double() / counts.sum().clamp(min=1)
+    return (1 / torch.log(1.02 + share)).float()
+
+
+def training_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Loss,
+    *,
+    void: int,
+    weights: torch.Tensor | None,
+    progress: float,
+) -> torch.Tensor:
+    """The recipe's loss at `progress` (0..1) of the schedule, a scalar.
+
+    Semantic logits [N, classes, h, w] are resized to the labels' size first, bilinear. With `ohem`,
+    from `ohem_start` on only the hardest `ohem_fraction` of the labelled pixels count.
+    """
+    logits = logits.float()
+    if labels.ndim == 3 and logits.shape[-2:] != labels.shape[-2:]:
+        logits = functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    if loss.name == "ohem" and progress >= loss.ohem_start:
+        return hard_cross_entropy(logits, labels, loss.ohem_fraction, void, weights, loss.label_smoothing)
+    return functional.cross_entropy(
+        logits, labels, weight=weights, ignore_index=void, label_smoothing=loss.label_smoothing
+    )
+
+
+def hard_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    fraction: float,
+    void: int,
+    weights: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Mean cross entropy over the hardest `fraction` of the labelled pixels (arXiv 1604.03540)."""
+    losses = functional.cross_entropy(
+        logits, labels, weight=weights, ignore_index=void, reduction="none", label_smoothing=smoothing
+    ).flatten()
+    known = labels.flatten() != void
+    # Sorting keeps the count on the device; torch.topk would have to wait for it.
+    order = torch.where(known, losses.detach(), -1.0).argsort(descending=True)
+    rank = torch.arange(len(order), device=order.device)
+    chosen = (rank < (known.sum() * fraction).ceil()).float()
+    hardest = losses[order] * chosen
+    if weights is None:
+        return hardest.sum() / chosen.sum().clamp(min=1)
+    weight_of = weights[labels.flatten().clamp(max=len(weights) - 1)][order] * chosen
+    return hardest.sum() / weight_of.sum().clamp(min=1e-6)

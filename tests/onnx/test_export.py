@@ -1,0 +1,144 @@
+"""An exported file agrees with its checkpoint, says everything about itself and nothing about this machine."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from segforge.config import NetworkConfig
+from segforge.datasets.base import load_index, read_image
+from segforge.datasets.preprocess import network_input
+from segforge.errors import SegforgeError
+from segforge.files import read_json, sha256_file
+from segforge.layout import VariantPaths
+from segforge.onnx import export as module
+from segforge.onnx.export import export
+from segforge.onnx.metadata import read_metadata
+from segforge.runtimes import onnx_runner
+
+Make = Callable[..., NetworkConfig]
+
+
+def test_metadata_figures_and_outputs(trained: Make) -> None:
+    config = trained()
+    paths = VariantPaths(config.variant)
+    export(config)
+    metadata = read_metadata(paths.onnx, made_by="")
+    assert (metadata.height, metadata.output_height, metadata.output_width) == (32, 36, 40)
+    assert metadata.classes == ["a", "b", "c"]
+    assert metadata.train_images == sorted(s.sha256[:16] for s in load_index("shapes").split("semantic", "train"))
+    assert metadata.checkpoint_sha256 == sha256_file(paths.checkpoint / "best.safetensors")
+    figures = read_json(paths.metrics("export"), made_by="")
+    assert figures["onnx_sha256"] == sha256_file(paths.onnx)
+    assert figures["onnx"] == pytest.approx(figures["checkpoint"], abs=0.001)
+    assert figures["max_mismatch"] <= config.export.tolerance
+
+
+@pytest.mark.parametrize("layout", ["nchw_float32", "nhwc_uint8"])
+def test_every_batch_of_the_range_gives_what_batch_one_gives(trained: Make, layout: str) -> None:
+    config = trained(f"export.input_layout={layout}")
+    export(config)
+    path = VariantPaths(config.variant).onnx
+    metadata = read_metadata(path, made_by="")
+    images = [read_image(s.image) for s in load_index("shapes").split("semantic", "train")[:8]]
+    with onnx_runner(path) as runner:
+        alone = np.concatenate([runner.run({"images": network_input([i], metadata)})["ids"].copy() for i in images])
+        assert len(np.unique(alone)) > 1
+        for batch in range(1, 9):
+            together = runner.run({"images": network_input(images[:batch], metadata)})["ids"]
+            assert together.shape == (batch, 36, 40)
+            assert (together != alone[:batch]).mean() <= 0.0005
+
+
+@pytest.mark.parametrize("words", [["export.tail=logits"], ["export.batch_max=1", "export.check_batches=[1]"]])
+def test_other_tail_and_a_fixed_batch(trained: Make, words: list[str]) -> None:
+    config = trained(*words)
+    export(config)
+    with onnx_runner(VariantPaths(config.variant).onnx) as runner:
+        (output,) = runner.outputs
+    assert output.name == ("logits" if config.export.tail == "logits" else "ids")
+    assert output.batch_max == config.export.batch_max
+
+
+def test_a_classifier_gives_logits(trained: Make) -> None:
+    config = trained(model="classifier", backbone="mobilenet_v3_small")
+    export(config)
+    with onnx_runner(VariantPaths(config.variant).onnx) as runner:
+        assert [(o.name, o.dtype, o.shape) for o in runner.outputs] == [("logits", "float32", (3,))]
+
+
+def test_same_bytes_again_and_no_trace_of_this_machine(trained: Make) -> None:
+    config = trained()
+    path = VariantPaths(config.variant).onnx
+    export(config)
+    first = path.read_bytes()
+    export(config)
+    assert path.read_bytes() == first
+    for word in (os.getcwd(), str(Path(module.__file__).parent), "/site-packages/", "stack_trace", "File \\"):
+        assert word.encode() not in first
+    model = onnx.load_from_string(first)
+    assert not any(node.doc_string or len(node.metadata_props) for node in model.graph.node)
+
+
+def _nearest(model: onnx.ModelProto) -> onnx.ModelProto:
+    resize = [n for n in model.graph.node if n.op_type == "Resize"][-1]
+    for attribute in resize.attribute:
+        if attribute.name == "mode":
+            attribute.s = b"nearest"
+    return model
+
+
+def _swapped_classes(model: onnx.ModelProto) -> onnx.ModelProto:
+    argmax = next(n for n in model.graph.node if n.op_type == "ArgMax")
+    order = numpy_helper.from_array(np.array([1, 0, 2]), "order")
+    model.graph.initializer.append(order)
+    at = list(model.graph.node).index(argmax)
+    model.graph.node.insert(at, helper.make_node("Gather", [argmax.input[0], "order"], ["swapped"], axis=1))
+    argmax.input[0] = "swapped"
+    return model
+
+
+def _batch_eight_wrong(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Images after the fourth are all computed as the first."""
+    first = model.graph.node[0]
+    assert first.op_type == "Conv"
+    for name, values in {"places": np.array([0, 1, 2, 3, 0, 0, 0, 0]), "zero": [0], "one": [1]}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    model.graph.node.insert(0, helper.make_node("Shape", ["images"], ["count"], start=0, end=1))
+    model.graph.node.insert(1, helper.make_node("Slice", ["places", "zero", "count"], ["chosen"]))
+    model.graph.node.insert(2, helper.make_node("Gather", ["images", "chosen"], ["mixed"], axis=0))
+    first.input[0] = "mixed"
+    return model
+
+
+@pytest.mark.parametrize("fault", [_nearest, _swapped_classes, _batch_eight_wrong])
+def test_a_wrong_conversion_is_refused_with_a_table_and_leaves_nothing(
+    trained: Make, monkeypatch: pytest.MonkeyPatch, fault: Callable[[onnx.ModelProto], onnx.ModelProto]
+) -> None:
+    config = trained()
+    right = module.convert
+    monkeypatch.setattr(module, "convert", lambda network, metadata: fault(right(network, metadata)))
+    with pytest.raises(SegforgeError, match="DIFFERS") as caught:
+        export(config)
+    assert "batch" in str(caught.value)
+    paths = VariantPaths(config.variant)
+    assert sorted(p.name for p in paths.folder.iterdir()) == ["checkpoint"]
+    assert not paths.metrics("export").exists()
+
+
+def test_an_older_opset_is_refused(trained: Make) -> None:
+    config = trained()
+    config.export.opset = 17
+    with pytest.raises(SegforgeError, match="opset 17"):
+        export(config)
+
+
+def test_other_normalisation_than_trained_is_refused(trained: Make) -> None:
+    config = trained()
+    config.recipe.input.mean = [0.0, 0.0, 0.0]
+    with pytest.raises(SegforgeError, match="as the checkpoint was trained"):
+        export(config)

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segforge.errors import SegforgeError
+from segforge.scores import metric_for
+from segforge.scores.miou import MeanIoU
+
+CLASSES, VOID = 4, 255
+
+
+def literal(predictions, labels, classes, void):
+    """The definition, word for word: sets of pixels per class, void pixels removed first."""
+    pixels = [(p, t) for p, t in zip(predictions.ravel().tolist(), labels.ravel().tolist(), strict=True) if t != void]
+    iou = []
+    for c in range(classes):
+        both = sum(p == c and t == c for p, t in pixels)
+        either = sum(p == c or t == c for p, t in pixels)
+        iou.append(both / either if either else None)
+    present = [i for i in iou if i is not None]
+    return sum(present) / len(present), iou, sum(p == t for p, t in pixels) / len(pixels)
+
+
+@st.composite
+def batches(draw, count=2):
+    seed = draw(st.integers(0, 2**32 - 1))
+    random = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        shape = (draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 6)))
+        labels = random.choice([0, 1, 2, 3, VOID], shape).astype(np.uint8)
+        labels.flat[0] = 1
+        made.append((random.choice([0, 1, 2, 3, 4, 200, 255], shape).astype(np.uint8), labels))
+    return made
+
+
+def metric_of(pairs):
+    metric = MeanIoU(CLASSES, VOID)
+    for predictions, labels in pairs:
+        metric.update(predictions, labels)
+    return metric
+
+
+@given(batches(1))
+@settings(max_examples=100)
+def test_equals_the_literal_definition(pairs):
+    result = metric_of(pairs).result()
+    score, iou, accuracy = literal(*pairs[0], CLASSES, VOID)
+    assert result["per_class"] == pytest.approx(iou)
+    assert result["score"] == pytest.approx(score, abs=1e-12)
+    assert result["pixel_accuracy"] == pytest.approx(accuracy)
+
+
+@given(batches(4))
+@settings(max_examples=50)
+def test_merged_shards_equal_the_whole_to_the_bit(pairs):
+    left, right = metric_of(pairs[:1]), metric_of(pairs[1:])
+    left.merge(right)
+    assert left.result() == metric_of(pairs).result() == metric_of(pairs[::-1]).result()
+
+
+@given(batches(1), st.randoms())
+@settings(max_examples=50)
+def test_the_order_of_pixels_does_not_matter(pairs, random):
+    predictions, labels = pairs[0]
+    order = list(range(labels.size))
+    random.shuffle(order)
+    mixed = [(predictions.reshape(1, 1, -1)[..., order], labels.reshape(1, 1, -1)[..., order])]
+    assert metric_of(mixed).result() == metric_of(pairs).result()
+
+
+@given(batches(1), st.integers(0, 255))
+@settings(max_examples=50)
+def test_what_is_predicted_on_void_does_not_matter(pairs, anything):
+    predictions, labels = pairs[0]
+    other = np.where(labels == VOID, anything, predictions).astype(np.uint8)
+    assert metric_of([(other, labels)]).result() == metric_of(pairs).result()
+
+
+def test_accumulates_over_the_data_set_rather_than_averaging_images():
+    metric = MeanIoU(2, VOID)
+    metric.update(np.array([[[0, 0, 0, 1]]], np.uint8), np.array([[[0, 0, 0, 0]]], np.uint8))
+    metric.update(np.array([[[1, 1, 1, 1]]], np.uint8), np.array([[[1, 1, 1, 1]]], np.uint8))
+    assert metric.result()["per_class"] == [3 / 4, 4 / 5]
+
+
+def test_a_class_that_never_occurs_is_left_out_and_one_only_predicted_counts_zero():
+    metric = MeanIoU(3, VOID)
+    metric.update(np.array([[[0, 1]]], np.uint8), np.array([[[0, 0]]], np.uint8))
+    assert metric.result()["per_class"] == [0.5, 0.0, None]
+    assert metric.result()["score"] == 0.25
+
+
+def test_void_may_be_the_id_after_the_last_class():
+    metric = MeanIoU(2, 2)
+    metric.update(np.array([[[0, 1, 2, 2]]], np.uint8), np.array([[[0, 2, 2, 1]]], np.uint8))
+    result = metric.result()
+    assert result["per_class"] == [1.0, 0.0]  # a predicted void is wrong
+    assert result["void"] == "pixels with label 2 are neither scored nor counted"
+
+
+def test_wide_integers_are_taken_and_their_foreign_values_are_wrong():
+    metric = MeanIoU(2, VOID)
+    metric.update(np.array([[[0, 256, -1, 1]]], np.int64), np.array([[[0, 0, 0, 1]]], np.uint8))
+    assert metric.result()["per_class"] == [1 / 3, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "message"),
+    [
+        ([[[0]]], [[[4]]], "labels hold the ids 4"),
+        ([[[0, 0]]], [[[0]]], r"predictions \[1, 1, 2\] against labels \[1, 1, 1\]"),
+    ],
+)
+def test_refuses(predictions, labels, message):
+    with pytest.raises(SegforgeError, match=message):
+        metric_of([(np.array(predictions, np.uint8), np.array(labels, np.uint8))])
+
+
+def test_refuses_a_score_of_nothing():
+    metric = metric_for("semantic", CLASSES, VOID)
+    metric.update(np.zeros((1, 2, 2), np.uint8), np.full((1, 2, 2), VOID, np.uint8))
+    with pytest.raises(SegforgeError, match="every label is void"):
+        metric.result()
+
+
+def test_refuses_to_merge_other_classes_and_an_unknown_task():
+    with pytest.raises(SegforgeError, match="different classes"):
+        MeanIoU(2, VOID).merge(MeanIoU(3, VOID))
+    with pytest.raises(SegforgeError, match="unknown task 'semantics'"):
+        metric_for("semantics", 2, VOID)
+
+
+def test_void_may_be_one_of_the_ids_below_the_last_class():
+    metric = MeanIoU(3, 0)
+    metric.update(np.array([[[1, 1, 2, 0]]], np.uint8), np.array([[[0, 1, 2, 2]]], np.uint8))
+    assert metric.result()["per_class"] == [0.0, 1.0, 0.5]

@@ -1,0 +1,43 @@
+"""Every recipe composes, is named after its file, and passes the checks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from segforge import config as schema
+from segforge.architectures import registry
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "conf" / "recipe").glob("*.yaml"))
+SERVED = {
+    "deeplabv3plus": ("shapes", "camvid"),
+    "classifier": ("shapes", "image_folder"),
+}
+
+
+def composed_config(composed: Callable[..., object], variant: str) -> schema.NetworkConfig:
+    model, backbone, dataset = variant.split("-")
+    found = composed("network", [f"model={model}", f"backbone={backbone}", f"dataset={dataset}"])
+    checked = OmegaConf.to_object(found)  # type: ignore[call-overload]
+    assert isinstance(checked, schema.NetworkConfig)
+    return checked
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_composes_and_passes_the_checks(path: Path, composed: Callable[..., object]) -> None:
+    config = composed_config(composed, path.stem)
+    schema.check_network(config)
+    assert config.variant == path.stem
+    assert {"fp32", "bf16", "int8"} <= set(config.recipe.budget)
+    assert config.backbone.name in registry[config.model.name].backbones
+
+
+def test_every_network_has_a_recipe_on_its_data_sets() -> None:
+    wanted = {
+        f"{model}-{backbone}-{dataset}"
+        for model, datasets in SERVED.items()
+        for backbone in registry[model].backbones
+        for dataset in datasets
+    }
+    assert wanted <= {path.stem for path in RECIPES}
