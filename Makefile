@@ -41,7 +41,7 @@ report: setup ## print the table and the path of the page
 	python stages/report.py
 
 requirements: setup ## pin requirements/all.txt anew from pyproject.toml
-	python -m piptools compile --quiet --strip-extras --extra dev --no-header --no-annotate --upgrade --allow-unsafe \
+	python -m piptools compile --quiet --strip-extras --extra dev --extra mmseg --no-header --no-annotate --upgrade --allow-unsafe \
 		--output-file requirements/.all.txt pyproject.toml
 	@# torch pins its own CUDA packages; left out here, a CPU build of torch stays small. Lines of options
 	@# (where pip looked on this machine) are left out too.

@@ -22,10 +22,32 @@ METRIC_OF_TASK = {"semantic": "miou", "panoptic": "pq", "classification": "top1"
 
 
 @dataclass
+class Inference:
+    """How a panoptic network's predictions become segments (arXiv 2012.00720)."""
+
+    thing_threshold: float = 0.05  # of a thing's position score
+    stuff_threshold: float = 0.05
+    candidates: int = 100  # each level gives half as many at most
+    detections: int = 100  # that leave the graph
+    similarity: float = 0.9  # cosine from which two kernels of a class are one thing
+    mask_threshold: float = 0.4
+    score_threshold: float = 0.2  # of position times mask; from here on the host's
+    overlap: float = 0.5  # share of a mask that may be painted already
+    stuff_area: int = 4096  # least pixels of a stuff class
+
+
+@dataclass
 class Model:
     name: str = MISSING
     task: str = MISSING  # semantic, panoptic or classification
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the registered builder
+    architecture: str = ""  # the file in architectures/ that builds it; its own name when empty
+    inference: Inference | None = None  # panoptic networks only; may change without training anew
+
+    @property
+    def builder(self) -> str:
+        """The name of the architecture in the registry."""
+        return self.architecture or self.name
 
 
 @dataclass
@@ -39,20 +61,31 @@ class Download:
     """One file: where it comes from, what it must hash to, under which terms."""
 
     url: str = ""  # empty: there is no public address for these very bytes; the mirror must have it
-    sha256: str = MISSING
+    sha256: str = MISSING  # whole; its first 8 digits or more where no more is published
     name: str = MISSING  # the file's name, shown in messages
     licence: str = ""
     note: str = ""
 
 
 @dataclass
+class Weights(Download):
+    """A file of weights to start from."""
+
+    holds: str = "backbone"  # backbone or network
+
+
+@dataclass
 class Dataset:
     name: str = MISSING
+    layout: str = ""  # the file in datasets/ that reads it; its own name when empty
     tasks: list[str] = MISSING
     classes: dict[str, list[str]] = MISSING  # task -> class names, in id order
     colours: list[list[int]] = field(default_factory=list)  # RGB per semantic class, for overlays
     things: list[str] = field(default_factory=list)
     void: int = 255  # label id that is neither trained on nor scored
+    void_rule: str = (
+        "ignore"  # of mIoU: ignore (mmsegmentation, Cityscapes) or wrong (a class predicted there is wrong)
+    )
     height: int = MISSING  # of images and labels as stored; 0 where it varies
     width: int = MISSING
     folder: str | None = None  # a local copy in the data set's own layout, instead of `archives`
@@ -73,11 +106,14 @@ class Input:
 
 @dataclass
 class Loss:
-    name: str = "cross_entropy"  # cross_entropy or ohem
+    name: str = "cross_entropy"  # cross_entropy, ohem or ohem_threshold
     class_weights: str = "none"  # none or inverse_log (ENet, arXiv 1606.02147: 1 / ln(1.02 + p))
     label_smoothing: float = 0.0
     ohem_fraction: float = 0.25  # hardest share of pixels that count
     ohem_start: float = 0.25  # share of the schedule after which ohem replaces cross_entropy
+    ohem_threshold: float = 0.7  # pixels count whose true class has a smaller probability
+    ohem_least: float = 0.0625  # share of pixels that count at least
+    auxiliary_weight: float = 1.0  # of each auxiliary head's loss
 
 
 @dataclass
@@ -108,6 +144,8 @@ class Training:
     splits: list[str] = field(default_factory=lambda: ["train"])
     select: str | None = "val"  # split that picks the best checkpoint; null: the last one is the best
     validate_every: int = 1  # epochs
+    crop: list[int] | None = None  # height and width of what is trained on; null: recipe.input's
+    gradient_clip: float | None = None  # largest norm
     loss: Loss = field(default_factory=Loss)
     augment: Augment = field(default_factory=Augment)
 
@@ -126,7 +164,7 @@ class Recipe:
     """What belongs to one (model, backbone, dataset) triple."""
 
     name: str = MISSING
-    weights: Download | None = None  # of the backbone or the network, by sha256
+    weights: Weights | None = None
     input: Input = field(default_factory=Input)
     training: Training = field(default_factory=Training)
     score_split: str = "test"
@@ -138,6 +176,7 @@ class Recipe:
 class Export:
     opset: int = MISSING
     tail: str = MISSING  # argmax (uint8 class ids) or logits
+    resize: str = MISSING  # to the labels' size: in the graph, or by the host (of logits alone)
     input_layout: str = MISSING  # nchw_float32 (normalised by the host) or nhwc_uint8 (in the graph)
     batch_min: int = MISSING
     batch_max: int = MISSING
@@ -179,6 +218,7 @@ class Runtime:
     refused: dict[str, str] = field(default_factory=dict)  # precision -> why it cannot be had here
     activation: str = "uint8"  # type of Q/DQ activations: uint8 or int8
     argmax: str = "planes"  # what the final resize and argmax of an int8 graph read: planes or channels_last
+    float_stem: bool = False  # leave a convolution larger than 3x3 that reads the images out of int8
     threads: int = 0  # 0: every core this process may use
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -204,12 +244,18 @@ class Benchmark:
 
 
 @dataclass
+class Mmseg:
+    config: str | None = None  # the name of one of mmsegmentation's own configs
+
+
+@dataclass
 class NetworkConfig:
     """The model half: one variant."""
 
     variant: str = MISSING
     seed: int = 0
     train_on: str = "auto"  # auto, cpu or cuda
+    mmseg: Mmseg = field(default_factory=Mmseg)  # for model=mmseg
     model: Model = field(default_factory=Model)
     backbone: Backbone = field(default_factory=Backbone)
     dataset: Dataset = field(default_factory=Dataset)
@@ -226,7 +272,8 @@ class EngineConfig:
     target: Target = field(default_factory=Target)
     benchmark: Benchmark = field(default_factory=Benchmark)
     input: str | None = None  # predict: a file, folder or glob
-    output: str | None = None  # predict: a folder
+    output: str | None = None  # predict, preprocess: a folder
+    predictions: str | None = None  # evaluate: a folder of outputs from elsewhere, instead of an engine
     against: str = "cpu-torch/fp32"  # compare: <target>/<precision> of the other engine
 
 
@@ -280,15 +327,23 @@ def check_network(config: NetworkConfig) -> None:
     for value, known, what in (
         (training.optimizer, ("adamw", "sgd"), "recipe.training.optimizer"),
         (training.amp, ("none", "bf16", "fp16"), "recipe.training.amp"),
-        (training.loss.name, ("cross_entropy", "ohem"), "recipe.training.loss.name"),
+        (training.loss.name, ("cross_entropy", "ohem", "ohem_threshold"), "recipe.training.loss.name"),
         (training.loss.class_weights, ("none", "inverse_log"), "recipe.training.loss.class_weights"),
+        (recipe.weights.holds if recipe.weights else "backbone", ("backbone", "network"), "recipe.weights.holds"),
         (recipe.input.colour_order, ("rgb", "bgr"), "recipe.input.colour_order"),
         (recipe.score_split, ("train", "val", "test"), "recipe.score_split"),
         (export.tail, ("argmax", "logits"), "export.tail"),
+        (export.resize, ("graph", "host"), "export.resize"),
+        (dataset.void_rule, ("ignore", "wrong"), "dataset.void_rule"),
         (export.input_layout, ("nchw_float32", "nhwc_uint8"), "export.input_layout"),
     ):
         if value not in known:
             raise unknown_name(what, value, known)
+    if export.resize == "host" and export.tail != "logits":
+        raise SegforgeError(
+            "export.resize=host needs logits: class ids that are enlarged afterwards score less",
+            expected="export.tail=logits export.resize=host, or export.resize=graph",
+        )
     if recipe.score_split in training.splits:
         raise SegforgeError(
             f"recipe {recipe.name!r} trains on {recipe.score_split!r}, the split that it is scored on",

@@ -1,14 +1,22 @@
 """Foreign weights: matched key by key, read without running code."""
 
+import collections
+import datetime
 import os
 import pickle
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
-from segforge.architectures import build_network, load_backbone_weights, read_state_dict
+from segforge.architectures import Architecture, build_network, load_backbone_weights, read_state_dict
+from segforge.architectures.weights import load_network_weights
 from segforge.errors import SegforgeError
 
 
@@ -46,41 +54,173 @@ def test_one_missing_key_is_named() -> None:
         load_backbone_weights(network, "encoder", weights)
 
 
-class Payload:
-    def __init__(self, witness: Path) -> None:
-        self._witness = witness
+class Called:
+    """Pickles as a call of `function`, which loading the usual way would make."""
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self._witness),)
+    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
+        self._called = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+        return self._called
 
 
-@pytest.mark.parametrize("writer", ["pickle", "torch"])
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (os.mkdir, ("{}",)),
+        (subprocess.Popen, (["touch", "{}"],)),
+        (eval, ("open('{}', 'w')",)),
+        (exec, ("open('{}', 'w')",)),
+    ],
+    ids=["os", "subprocess", "eval", "exec"],
+)
+def test_a_file_that_calls_python_is_refused_and_not_run(
+    tmp_path: Path, zipped: bool, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     file, witness = tmp_path / "weights.pth", tmp_path / "executed"
-    content = {"features.0.0.weight": Payload(witness)}
-    if writer == "pickle":
-        file.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, file)
-    with pytest.raises(SegforgeError, match="plain state dict"):
+    filled = [[w.format(witness) for w in a] if isinstance(a, list) else a.format(witness) for a in arguments]
+    content = {"state_dict": {"a": torch.zeros(1)}, "meta": Called(function, *filled)}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SegforgeError, match="state dict") as caught:
+        read_state_dict(file)
+    assert "Python's own library" in str(caught.value)
+    assert not witness.exists()
+
+
+@FORMATS
+def test_a_method_is_not_called_through_its_name(tmp_path: Path, zipped: bool) -> None:
+    file, witness = tmp_path / "weights.pth", tmp_path / "executed"
+    content = {"a": torch.zeros(1), "meta": Called(Path.touch, str(witness))}  # getattr(pathlib.Path, "touch")(...)
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SegforgeError, match="state dict"):
         read_state_dict(file)
     assert not witness.exists()
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), {"epoch": 3}, {"model": {"a": torch.zeros(1)}}, [torch.zeros(1)]])
-def test_what_is_no_plain_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    file, witness = tmp_path / "weights.pth", tmp_path / "executed"
+    file.write_bytes(pickle.dumps({"a": Called(os.mkdir, str(witness))}))
+    with pytest.raises(SegforgeError, match="state dict"):
+        read_state_dict(file)
+    assert not witness.exists()
+
+
+RAN: list[str] = []
+
+
+def run(what: str) -> None:
+    RAN.append(what)
+
+
+@FORMATS
+def test_what_other_packages_put_beside_the_weights_is_left_alone(tmp_path: Path, zipped: bool) -> None:
+    file = tmp_path / "weights.pth"
+    content = {
+        "meta": {"seed": np.int64(3), "when": datetime.datetime(2020, 6, 5), "scores": np.arange(3.0)},
+        "message_hub": collections.defaultdict(list, {"loss": [Called(run, "reduce")]}),
+        "optimizer": {"state": {0: {"step": 3}}},
+        "state_dict": collections.OrderedDict({"module.a": torch.arange(3), "module.b": torch.ones(2)}),
+    }
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    found = read_state_dict(file)
+    assert sorted(found) == ["a", "b"]
+    assert torch.equal(found["a"], torch.arange(3))
+    assert RAN == []
+
+
+@FORMATS
+def test_a_checkpoint_of_mmengine_is_read(tmp_path: Path, zipped: bool) -> None:
+    logging = pytest.importorskip("mmengine.logging", reason="the extra mmseg is not installed")
+    history = logging.HistoryBuffer()
+    history.update(0.5)
+    content = {"meta": {"iter": 1}, "message_hub": {"loss": history}, "state_dict": {"a": torch.ones(2)}}
+    torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+    assert torch.equal(read_state_dict(tmp_path / "weights.pth")["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        {"epoch": 3},
+        {},
+        [torch.zeros(1)],
+        {"model": {"a": 1}},
+        {"state_dict": {"a": np.zeros(2)}},
+        {"state_dict": {}},
+        {"weights": {"a": torch.zeros(1)}},
+    ],
+)
+def test_what_holds_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(SegforgeError, match="plain state dict"):
+    with pytest.raises(SegforgeError, match="state dict"):
         read_state_dict(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
 def test_rubbish_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "weights.pth").write_bytes(data)
-    with pytest.raises(SegforgeError, match="plain state dict"):
+    with pytest.raises(SegforgeError, match="state dict"):
         read_state_dict(tmp_path / "weights.pth")
 
 
-def test_a_state_dict_is_read(tmp_path: Path) -> None:
-    torch.save({"a": torch.arange(3)}, tmp_path / "weights.pth")
+@pytest.mark.parametrize("content", [{"a": torch.arange(3)}, {"model": {"a": torch.arange(3)}, "epoch": 2}])
+def test_a_state_dict_is_read(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "weights.pth")
     assert torch.equal(read_state_dict(tmp_path / "weights.pth")["a"], torch.arange(3))
+
+
+class Small(nn.Module):
+    """A network in the parts that the larger ones have."""
+
+    def __init__(self, classes: int = 3, width: int = 4) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
+        self.decode_head = nn.Conv2d(width, classes, 1)
+        self.auxiliary_head = nn.Conv2d(width, classes, 1)
+
+
+SMALL = Architecture(lambda backbone, classes: Small(classes), ("own",), "backbone")
+
+
+def test_the_whole_network_is_filled_through_the_conversion() -> None:
+    def renamed(network: nn.Module, weights: Any) -> dict[str, torch.Tensor]:
+        return {key.removeprefix("their."): value for key, value in weights.items()}
+
+    source, network = Small(), Small()
+    theirs = {f"their.{key}": value for key, value in source.state_dict().items()}
+    architecture = Architecture(SMALL.build, ("own",), "backbone", convert=renamed)
+    assert load_network_weights(network, architecture, theirs, 3) == []
+    own = network.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in source.state_dict().items())
+
+
+def test_only_auxiliary_heads_may_be_missing_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    network, weights = Small(), Small().state_dict()
+    kept = {k: v for k, v in weights.items() if not k.startswith("auxiliary_head.") and "tracked" not in k}
+    assert load_network_weights(network, SMALL, kept, 3) == ["auxiliary_head.weight", "auxiliary_head.bias"]
+    assert "auxiliary heads" in capsys.readouterr().err
+    with pytest.raises(SegforgeError, match=r"1 missing: decode_head \(1\)"):
+        load_network_weights(network, SMALL, {k: v for k, v in kept.items() if k != "decode_head.bias"}, 3)
+
+
+def test_another_class_count_is_named_with_the_remedy() -> None:
+    network = Small(classes=11)
+    with pytest.raises(SegforgeError, match=r"19 classes, the data set has 11(.|\n)*recipe\.weights\.holds=backbone"):
+        load_network_weights(network, SMALL, Small(classes=19).state_dict(), 11)
+
+
+def test_all_misfits_are_said_at_once_by_part_and_nothing_is_loaded() -> None:
+    network, weights = Small(), dict(Small(width=6).state_dict())
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    weights["fc.weight"] = weights.pop("decode_head.weight")
+    with pytest.raises(SegforgeError) as caught:
+        load_network_weights(network, SMALL, weights, 3)
+    said = str(caught.value)
+    for part in ("1 missing: decode_head (1)", "1 left over: fc (1)", "of another shape: backbone.0 (2)", "backbone="):
+        assert part in said
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

@@ -52,13 +52,15 @@ def tracked(stage: Any) -> tuple[set[str], set[str], dict[str, list[str]]]:
 
 
 def test_every_stage_script_is_wired_and_every_wired_stage_has_its_script() -> None:
-    scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"predict", "compare"}
+    scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"predict", "preprocess", "compare", "tails"}
     assert {name.split("@")[0] for name in stages()} == scripts == set(CONFIG_OF_STAGE)
 
 
 def test_keys_of_the_catalogue_say_what_they_hold() -> None:
     for key, row in CATALOGUE["variants"].items():
         assert key == f"{row['model']}-{row['backbone']}-{row['dataset']}"
+        model = yaml.safe_load((ROOT / "conf" / "model" / f"{row['model']}.yaml").read_text())
+        assert row["architecture"] == model.get("architecture", row["model"])
         assert row["dataset"] in CATALOGUE["datasets"]
     for key, row in CATALOGUE["engines"].items():
         assert key == f"{row['variant']}-{row['device']}-{row['runtime']}-{row['precision']}"

@@ -296,3 +296,18 @@ def test_the_stage_fetches_a_recipes_weights(stage: Stage, tmp_path: Path) -> No
     (tmp_path / "mirror" / "x").write_bytes(CONTENT)
     done = stage("download", f"recipe={recipe}", *small, SEGFORGE_MIRROR=str(tmp_path / "mirror"))
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_digits_of_a_hash_do_where_no_more_is_published(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script = ["ok", "ok"]
+    found = fetch(wanted(server, SHA256[:8]))
+    assert found.read_bytes() == CONTENT
+    assert SHA256 in capsys.readouterr().err
+    other = "0" * 8 if SHA256[:8] != "0" * 8 else "1" * 8
+    with pytest.raises(SegforgeError, match=SHA256):
+        fetch(wanted(server, other))
+    for short in (SHA256[:7], "", "xyz" * 4):
+        with pytest.raises(SegforgeError, match="first 8 or more"):
+            fetch(wanted(server, short))

@@ -83,7 +83,8 @@ def test_changing_batches_and_inputs_leave_nothing_behind(runner: Runner, refere
 def test_logits_come_out_as_float32(tmp_path: Path, tiny_architecture: None) -> None:
     from dataclasses import replace
 
-    metadata = replace(METADATA, tail="logits")
+    logits = {"name": "logits", "dtype": "float32", "shape": [CLASSES, HEIGHT, WIDTH]}
+    metadata = replace(METADATA, tail="logits", outputs=[logits])
     results = []
     for runtime in RUNTIMES:
         with make_runner(runtime, tmp_path, metadata) as opened:

@@ -143,7 +143,7 @@ def test_the_last_batch_is_small_or_filled_and_counted_once(world):
     images = [np.full((4, 4, 3), i, np.uint8) for i in range(5)]
     for batch_min, batches in ((1, [3, 2]), (3, [3, 3])):
         with Echo(batch_min) as runner:
-            ids = [int(i[0, 0]) for _, _, raw in infer(runner, metadata, images, lambda i: i, 3) for i in raw]
+            ids = [int(i[0, 0]) for _, _, raw in infer(runner, metadata, images, lambda i: i, 3) for i in raw["ids"]]
         assert runner.seen == batches and ids == [0, 1, 2, 3, 4]
 
 

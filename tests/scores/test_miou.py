@@ -10,13 +10,14 @@ from segforge.scores.miou import MeanIoU
 CLASSES, VOID = 4, 255
 
 
-def literal(predictions, labels, classes, void):
-    """The definition, word for word: sets of pixels per class, void pixels removed first."""
-    pixels = [(p, t) for p, t in zip(predictions.ravel().tolist(), labels.ravel().tolist(), strict=True) if t != void]
+def literal(predictions, labels, classes, void, void_rule="ignore"):
+    """The definition, word for word: sets of pixels per class, void pixels removed first, or wrong for any class."""
+    everything = list(zip(predictions.ravel().tolist(), labels.ravel().tolist(), strict=True))
+    pixels = [(p, t) for p, t in everything if t != void]
     iou = []
     for c in range(classes):
         both = sum(p == c and t == c for p, t in pixels)
-        either = sum(p == c or t == c for p, t in pixels)
+        either = sum(p == c or t == c for p, t in (everything if void_rule == "wrong" else pixels))
         iou.append(both / either if either else None)
     present = [i for i in iou if i is not None]
     return sum(present) / len(present), iou, sum(p == t for p, t in pixels) / len(pixels)
@@ -35,29 +36,31 @@ def batches(draw, count=2):
     return made
 
 
-def metric_of(pairs):
-    metric = MeanIoU(CLASSES, VOID)
+def metric_of(pairs, void_rule="ignore"):
+    metric = MeanIoU(CLASSES, VOID, void_rule)
     for predictions, labels in pairs:
         metric.update(predictions, labels)
     return metric
 
 
-@given(batches(1))
+@pytest.mark.parametrize("void_rule", ["ignore", "wrong"])
+@given(pairs=batches(1))
 @settings(max_examples=100)
-def test_equals_the_literal_definition(pairs):
-    result = metric_of(pairs).result()
-    score, iou, accuracy = literal(*pairs[0], CLASSES, VOID)
+def test_equals_the_literal_definition(pairs, void_rule):
+    result = metric_of(pairs, void_rule).result()
+    score, iou, accuracy = literal(*pairs[0], CLASSES, VOID, void_rule)
     assert result["per_class"] == pytest.approx(iou)
     assert result["score"] == pytest.approx(score, abs=1e-12)
     assert result["pixel_accuracy"] == pytest.approx(accuracy)
 
 
-@given(batches(4))
+@pytest.mark.parametrize("void_rule", ["ignore", "wrong"])
+@given(pairs=batches(4))
 @settings(max_examples=50)
-def test_merged_shards_equal_the_whole_to_the_bit(pairs):
-    left, right = metric_of(pairs[:1]), metric_of(pairs[1:])
+def test_merged_shards_equal_the_whole_to_the_bit(pairs, void_rule):
+    left, right = metric_of(pairs[:1], void_rule), metric_of(pairs[1:], void_rule)
     left.merge(right)
-    assert left.result() == metric_of(pairs).result() == metric_of(pairs[::-1]).result()
+    assert left.result() == metric_of(pairs, void_rule).result() == metric_of(pairs[::-1], void_rule).result()
 
 
 @given(batches(1), st.randoms())
@@ -100,6 +103,35 @@ def test_void_may_be_the_id_after_the_last_class():
     assert result["void"] == "pixels with label 2 are neither scored nor counted"
 
 
+def test_the_void_rule_is_one_of_two_and_named_in_words():
+    predictions, labels = np.array([[[0, 1, 1, 9]]], np.uint8), np.array([[[0, 1, VOID, VOID]]], np.uint8)
+    results = {}
+    for rule in ("ignore", "wrong"):
+        metric = metric_for("semantic", CLASSES, VOID, void_rule=rule)
+        metric.update(predictions, labels)
+        results[rule] = metric.result()
+    assert results["ignore"]["per_class"] == [1.0, 1.0, None, None]
+    assert results["wrong"]["per_class"] == [1.0, 0.5, None, None]
+    assert results["ignore"]["pixel_accuracy"] == results["wrong"]["pixel_accuracy"] == 1
+    assert results["ignore"]["void"] == "pixels with label 255 are neither scored nor counted"
+    assert results["wrong"]["void"].startswith("a class predicted on pixels with label 255 counts as wrong")
+    with pytest.raises(SegforgeError, match=r"unknown void_rule 'wrongs'\n.*ignore, wrong\n.*void_rule=wrong"):
+        MeanIoU(CLASSES, VOID, "wrongs")
+    with pytest.raises(SegforgeError, match="void rule"):
+        MeanIoU(CLASSES, VOID).merge(MeanIoU(CLASSES, VOID, "wrong"))
+
+
+def test_large_batches_are_counted_in_parts_without_loss():
+    random = np.random.default_rng(0)
+    shape = (3, 701, 1009)  # more than two parts, none of them full at the end
+    labels = random.choice(np.array([0, 1, 2, 3, VOID], np.uint8), shape)
+    predictions = random.integers(0, 6, shape, dtype=np.uint8)
+    confusion = metric_of([(predictions, labels)]).confusion
+    for row, label in enumerate((0, 1, 2, 3, VOID)):
+        wanted = [np.count_nonzero((labels == label) & (predictions == c)) for c in range(CLASSES)]
+        assert confusion[row].tolist() == [*wanted, np.count_nonzero((labels == label) & (predictions >= CLASSES))]
+
+
 def test_wide_integers_are_taken_and_their_foreign_values_are_wrong():
     metric = MeanIoU(2, VOID)
     metric.update(np.array([[[0, 256, -1, 1]]], np.int64), np.array([[[0, 0, 0, 1]]], np.uint8))
@@ -133,6 +165,7 @@ def test_refuses_to_merge_other_classes_and_an_unknown_task():
 
 
 def test_void_may_be_one_of_the_ids_below_the_last_class():
-    metric = MeanIoU(3, 0)
-    metric.update(np.array([[[1, 1, 2, 0]]], np.uint8), np.array([[[0, 1, 2, 2]]], np.uint8))
-    assert metric.result()["per_class"] == [0.0, 1.0, 0.5]
+    for rule, iou in (("ignore", [0.0, 1.0, 0.5]), ("wrong", [0.0, 0.5, 0.5])):
+        metric = MeanIoU(3, 0, rule)
+        metric.update(np.array([[[1, 1, 2, 0]]], np.uint8), np.array([[[0, 1, 2, 2]]], np.uint8))
+        assert metric.result()["per_class"] == iou

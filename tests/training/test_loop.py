@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import make_data, tiny_config
 
 from segforge.config import Download, Loss, NetworkConfig
 from segforge.datasets.base import load_index
@@ -19,7 +20,6 @@ from segforge.layout import VariantPaths
 from segforge.training import loop
 from segforge.training.checkpoint import load_checkpoint, load_state, save_state
 from segforge.training.data import Images, common_size
-from tests.training.conftest import make_data, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +116,7 @@ def test_sigkill_in_the_middle_of_an_epoch(tiny: Path) -> None:
     script = textwrap.dedent("""
         import time
         from segforge.training import loop
-        from tests.training.conftest import tiny_config
+        from tiny_training import tiny_config
         save = loop.save_state
         def slow(*words):
             save(*words)
@@ -124,7 +124,7 @@ def test_sigkill_in_the_middle_of_an_epoch(tiny: Path) -> None:
         loop.save_state = slow
         loop.train(tiny_config("classification", epochs=4))
     """)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
     state = VariantPaths(config.variant).training_state / "state.pt"
     run = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240

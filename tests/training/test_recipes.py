@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from segforge import config as schema
-from segforge.architectures import registry
+from segforge.architectures import build_network, registry
+from segforge.training.checkpoint import network_options
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "conf" / "recipe").glob("*.yaml"))
 SERVED = {
@@ -30,7 +31,13 @@ def test_composes_and_passes_the_checks(path: Path, composed: Callable[..., obje
     schema.check_network(config)
     assert config.variant == path.stem
     assert {"fp32", "bf16", "int8"} <= set(config.recipe.budget)
-    assert config.backbone.name in registry[config.model.name].backbones
+    assert config.backbone.name in registry[config.model.builder].backbones
+    build_network(
+        config.model.builder,
+        config.backbone.name,
+        classes=len(config.dataset.classes.get(config.model.task) or [0, 1]),
+        options=network_options(config),
+    )
 
 
 def test_every_network_has_a_recipe_on_its_data_sets() -> None:

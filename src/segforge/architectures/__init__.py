@@ -5,24 +5,28 @@ from typing import Any
 
 import torch
 
-from segforge.architectures import classifier, deeplabv3plus
+from segforge.architectures import bisenet_coincheung, classifier, deeplabv3plus, mmseg, panopticfcn
 from segforge.architectures.base import Architecture
 from segforge.architectures.inference import wrap_for_inference
-from segforge.architectures.weights import load_backbone_weights, read_state_dict
+from segforge.architectures.weights import load_backbone_weights, load_network_weights, read_state_dict
 from segforge.errors import SegforgeError, unknown_name
 
 __all__ = [
     "Architecture",
     "build_network",
     "load_backbone_weights",
+    "load_network_weights",
     "read_state_dict",
     "registry",
     "wrap_for_inference",
 ]
 
 registry: dict[str, Architecture] = {
+    "bisenet_coincheung": bisenet_coincheung.ARCHITECTURE,
     "classifier": classifier.ARCHITECTURE,
     "deeplabv3plus": deeplabv3plus.ARCHITECTURE,
+    "mmseg": mmseg.ARCHITECTURE,
+    "panopticfcn": panopticfcn.ARCHITECTURE,
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segforge import layout
 from segforge.config import Dataset
-from segforge.datasets import camvid, image_folder, shapes
+from segforge.datasets import camvid, cityscapes, coco_panoptic, image_folder, shapes
 from segforge.datasets.checks import Samples, check_samples
 from segforge.errors import unknown_name
 from segforge.files import atomic_folder, write_json
@@ -15,6 +15,8 @@ Maker = Callable[[Dataset, Path], Samples]
 
 registry: dict[str, Maker] = {
     "camvid": camvid.make,
+    "cityscapes": cityscapes.make,
+    "coco_panoptic": coco_panoptic.make,
     "image_folder": image_folder.make,
     "shapes": shapes.make,
 }
@@ -26,12 +28,13 @@ def make_dataset(config: Dataset) -> None:
     A maker fills the folder that it is given and returns its samples, with paths relative to it.
     Raises `SegforgeError` for an unknown name and for whatever download and checks refuse.
     """
-    if config.name not in registry:
-        raise unknown_name("dataset", config.name, registry)
+    reader = config.layout or config.name
+    if reader not in registry:
+        raise unknown_name("dataset.layout" if config.layout else "dataset", reader, registry)
     target = layout.dataset(config.name)
     say(f"{config.name}: writing {target}/")
     with atomic_folder(target) as folder:
-        samples = registry[config.name](config, folder)
+        samples = registry[reader](config, folder)
         checked = check_samples(config, folder, samples)
         write_json(
             folder / "index.json",

@@ -14,19 +14,30 @@ from segforge.errors import SegforgeError
 from segforge.files import read_json
 
 SPLITS = ("train", "val", "test")
+INSTANCES = 1000  # an instance map holds class * INSTANCES + the number of the thing within its class
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One region of a panoptic label: its id in the PNG, its class, and whether it is a crowd (not to be counted)."""
+
+    id: int
+    category: int
+    crowd: bool
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image and its label.
 
-    `label` is the path of a PNG of class ids (semantic), of a COCO panoptic PNG (panoptic), or a
-    class id (classification). `sha256` is the hash of the image file's bytes.
+    `label` is the path of a PNG of class ids (semantic), of a COCO panoptic PNG (panoptic, with its
+    `segments`), or a class id (classification). `sha256` is the hash of the image file's bytes.
     """
 
     image: Path
     label: Path | int
     sha256: str
+    segments: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,12 @@ def load_index(name: str) -> Index:
 
     def sample(row: dict[str, Any]) -> Sample:
         label = row["label"]
-        return Sample(folder / row["image"], folder / label if isinstance(label, str) else label, row["sha256"])
+        return Sample(
+            folder / row["image"],
+            folder / label if isinstance(label, str) else label,
+            row["sha256"],
+            tuple(Segment(s["id"], s["category"], bool(s["iscrowd"])) for s in row.get("segments", ())),
+        )
 
     return Index(
         name=raw["name"],
@@ -88,14 +104,19 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def read_label_ids(path: Path) -> NDArray[np.uint8]:
     """A semantic label as uint8 class ids [height, width], from a grey or palette PNG."""
+    return read_label(path, ("L", "P"), "a PNG of class ids (grey or palette)")
+
+
+def read_label(path: Path, modes: Sequence[str], expected: str) -> NDArray[Any]:
+    """The stored values of a PNG, unconverted; raises `SegforgeError` unless its Pillow mode is one of `modes`."""
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise SegforgeError(f"{path} has mode {image.mode}", expected="a PNG of class ids (grey or palette)")
+            if image.mode not in modes:
+                raise SegforgeError(f"{path} has mode {image.mode}", expected=expected)
             return np.asarray(image)
     except FileNotFoundError as error:
         raise SegforgeError(f"{path} is missing", hint="run the download stage again") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise SegforgeError(f"{path} cannot be decoded: {error}", expected="a whole PNG") from error
 
 

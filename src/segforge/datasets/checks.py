@@ -11,12 +11,14 @@ import numpy as np
 
 from segforge.config import Dataset
 from segforge.datasets.base import read_image, read_label_ids
+from segforge.datasets.panoptic import LARGEST_ID, disagreements, read_segment_ids
 from segforge.errors import SegforgeError
-from segforge.files import read_json, sha256_bytes, write_json
+from segforge.files import sha256_bytes, write_json
 from segforge.progress import say, track
 
 Row = dict[str, Any]
-Samples = dict[str, dict[str, list[Row]]]  # task -> split -> rows with `image` and `label`
+Samples = dict[str, dict[str, list[Row]]]  # task -> split -> rows with `image` and `label`; panoptic: `segments`
+Shapes = dict[str, tuple[int, int]]  # image -> height and width
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SHOWN = 5  # of a long list of problems
 
@@ -29,8 +31,10 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
-def match_pairs(images: Sequence[Path], labels: Sequence[Path], where: str) -> list[tuple[Path, Path]]:
-    """Images and labels of the same stem, in the images' order.
+def match_pairs(
+    images: Sequence[Path], labels: Sequence[Path], where: str, stem: Callable[[Path], str] = lambda path: path.stem
+) -> list[tuple[Path, Path]]:
+    """Images and labels of the same stem, in the images' order; `stem` may leave a suffix of the name out.
 
     Raises `SegforgeError` naming each file without a partner, and each stem that is there twice.
     """
@@ -38,15 +42,15 @@ def match_pairs(images: Sequence[Path], labels: Sequence[Path], where: str) -> l
     for paths in (images, labels):
         seen: dict[str, Path] = {}
         for path in paths:
-            if path.stem in seen:
-                problems.append(f"{seen[path.stem].name} and {path.name} share one stem")
-            seen[path.stem] = path
-    by_stem = {path.stem: path for path in labels}
-    problems += [f"image {path.name} has no label" for path in images if path.stem not in by_stem]
-    stems = {path.stem for path in images}
-    problems += [f"label {path.name} has no image" for path in labels if path.stem not in stems]
-    _refuse(problems, f"incomplete pairs in {where}", "one label for each image, of the same name")
-    return [(path, by_stem[path.stem]) for path in images]
+            if stem(path) in seen:
+                problems.append(f"{seen[stem(path)].name} and {path.name} share one stem")
+            seen[stem(path)] = path
+    by_stem = {stem(path): path for path in labels}
+    problems += [f"image {path.name} has no label" for path in images if stem(path) not in by_stem]
+    stems = {stem(path) for path in images}
+    problems += [f"label {path.name} has no image" for path in labels if stem(path) not in stems]
+    refuse(problems, f"incomplete pairs in {where}", "one label for each image, of the same name")
+    return [(path, by_stem[stem(path)]) for path in images]
 
 
 def hash_images(folder: Path, images: Sequence[str], what: str) -> dict[str, str]:
@@ -62,12 +66,12 @@ def check_samples(config: Dataset, folder: Path, samples: Samples) -> Samples:
     """`samples` with each image's `sha256`, after every check has passed.
 
     Checked: every split has images; every image and label decodes; their sizes agree; label ids are
-    known; panoptic PNGs agree with their JSON; no image is in two splits. Duplicates within a split
+    known; panoptic PNGs agree with their segments; no image is in two splits. Duplicates within a split
     are said and listed in `folder`/duplicates.json. Raises `SegforgeError` naming the files at fault.
     """
     empty = [f"{task}: {split}" for task, splits in samples.items() for split, rows in splits.items() if not rows]
     empty += [task for task in config.tasks if not samples.get(task)]
-    _refuse(empty, f"{config.name} has no images", "images in every split")
+    refuse(empty, f"{config.name} has no images", "images in every split")
     images = sorted({row["image"] for splits in samples.values() for rows in splits.values() for row in rows})
     hashes = hash_images(folder, images, config.name)
     _refuse_shared(config.name, samples, hashes)
@@ -76,15 +80,14 @@ def check_samples(config: Dataset, folder: Path, samples: Samples) -> Samples:
         height, width, _ = read_image(folder / image).shape
         return height, width
 
-    shapes = dict(zip(images, _examined(shape, images, folder, f"{config.name}: images"), strict=True))
+    shapes = dict(zip(images, examined(shape, images, folder, f"{config.name}: images"), strict=True))
     checks = {"semantic": _semantic_problems, "classification": _class_problems, "panoptic": _panoptic_problems}
     for task, splits in samples.items():
-        segments = _segment_ids(folder, splits) if task == "panoptic" else {}
-        check = partial(checks[task], config, folder, shapes, segments)
+        check = partial(checks[task], config, folder, shapes)
         rows = [row for split in splits.values() for row in split]
-        found = _examined(check, rows, folder, f"{config.name}: {task} labels")
+        found = examined(check, rows, folder, f"{config.name}: {task} labels")
         problems = [problem for problems in found for problem in problems]
-        _refuse(problems, f"{config.name} has labels that do not fit", f"{task} labels as conf/dataset describes them")
+        refuse(problems, f"{config.name} has labels that do not fit", f"{task} labels as conf/dataset describes them")
     _report_duplicates(config.name, folder, samples, hashes)
     return {
         task: {split: [{**row, "sha256": hashes[row["image"]]} for row in rows] for split, rows in splits.items()}
@@ -92,9 +95,7 @@ def check_samples(config: Dataset, folder: Path, samples: Samples) -> Samples:
     }
 
 
-def _semantic_problems(
-    config: Dataset, folder: Path, shapes: dict[str, tuple[int, int]], _: dict[str, set[int]], row: Row
-) -> list[str]:
+def _semantic_problems(config: Dataset, folder: Path, shapes: Shapes, row: Row) -> list[str]:
     ids = read_label_ids(folder / row["label"])
     counts = np.bincount(ids.ravel(), minlength=256)
     counts[: len(config.classes["semantic"])] = 0
@@ -103,43 +104,27 @@ def _semantic_problems(
     return _size_problems(config, row, shapes, ids.shape) + unknown
 
 
-def _panoptic_problems(
-    config: Dataset, folder: Path, shapes: dict[str, tuple[int, int]], known: dict[str, set[int]], row: Row
-) -> list[str]:
-    pixels = read_image(folder / row["label"]).astype(np.int64)
-    found = set(np.unique(pixels @ [1, 1 << 8, 1 << 16]).tolist()) - {0}
-    wanted = known.get(row["label"], set())
-    problems = _size_problems(config, row, shapes, pixels.shape[:2])
-    for where, only in (("PNG", found - wanted), ("JSON", wanted - found)):
-        if only:
-            problems.append(f"{row['label']}: segments {sorted(only)[:SHOWN]} in the {where} only")
-    return problems
+def _panoptic_problems(config: Dataset, folder: Path, shapes: Shapes, row: Row) -> list[str]:
+    ids, segments = read_segment_ids(folder / row["label"]), row["segments"]
+    found = disagreements(ids, [segment["id"] for segment in segments])
+    found += [f"segment id {s['id']} in the JSON" for s in segments if not 0 < s["id"] <= LARGEST_ID]
+    classes = range(len(config.classes["panoptic"]))
+    found += [f"segment {s['id']} has class {s['category']}" for s in segments if s["category"] not in classes]
+    return _size_problems(config, row, shapes, ids.shape) + [f"{row['label']}: {problem}" for problem in found]
 
 
-def _class_problems(
-    config: Dataset, folder: Path, shapes: dict[str, tuple[int, int]], _: dict[str, set[int]], row: Row
-) -> list[str]:
+def _class_problems(config: Dataset, folder: Path, shapes: Shapes, row: Row) -> list[str]:
     known = range(len(config.classes["classification"]))
     return [] if row["label"] in known else [f"{row['image']}: class id {row['label']}"]
 
 
-def _size_problems(config: Dataset, row: Row, shapes: dict[str, tuple[int, int]], label: tuple[int, ...]) -> list[str]:
+def _size_problems(config: Dataset, row: Row, shapes: Shapes, label: tuple[int, ...]) -> list[str]:
     image = shapes[row["image"]]
     if label != image:
         return [f"{row['label']} is {label[0]}x{label[1]}, its image {image[0]}x{image[1]}"]
     if config.height and image != (config.height, config.width):
         return [f"{row['image']} is {image[0]}x{image[1]}, not {config.height}x{config.width} as in conf/dataset"]
     return []
-
-
-def _segment_ids(folder: Path, splits: dict[str, list[Row]]) -> dict[str, set[int]]:
-    """Per panoptic PNG, the segments that the JSON file beside its folder lists (COCO panoptic)."""
-    known = {}
-    for parent in {Path(row["label"]).parent for rows in splits.values() for row in rows}:
-        raw = read_json(folder / f"{parent}.json", made_by="the download stage")
-        for entry in raw["annotations"]:
-            known[str(parent / entry["file_name"])] = {segment["id"] for segment in entry["segments_info"]}
-    return known
 
 
 def _refuse_shared(name: str, samples: Samples, hashes: dict[str, str]) -> None:
@@ -149,7 +134,7 @@ def _refuse_shared(name: str, samples: Samples, hashes: dict[str, str]) -> None:
             for row in rows:
                 places[hashes[row["image"]]].setdefault(split, row["image"])
     shared = [" = ".join(found.values()) for found in places.values() if len(found) > 1]
-    _refuse(shared, f"{name} has images in two splits (same bytes)", "each image in one split only")
+    refuse(shared, f"{name} has images in two splits (same bytes)", "each image in one split only")
 
 
 def _report_duplicates(name: str, folder: Path, samples: Samples, hashes: dict[str, str]) -> None:
@@ -165,8 +150,11 @@ def _report_duplicates(name: str, folder: Path, samples: Samples, hashes: dict[s
         say(f"{name}: {len(doubled)} groups of equal images within a split, all kept (duplicates.json): {shown}")
 
 
-def _examined(work: Callable[[Item], Result], items: Sequence[Item], folder: Path, what: str) -> list[Result]:
-    """The results of `work`, which may raise for files that do not decode; all of those are named."""
+def examined(work: Callable[[Item], Result], items: Sequence[Item], folder: Path, what: str) -> list[Result]:
+    """The results of `work`, in order, by a pool of threads.
+
+    `work` may raise `SegforgeError` for files that are not fit; all of those are named in one.
+    """
 
     def guarded(item: Item) -> tuple[Result | None, str]:
         try:
@@ -176,7 +164,7 @@ def _examined(work: Callable[[Item], Result], items: Sequence[Item], folder: Pat
             return None, str(error).replace(f"{folder}/", "").splitlines()[0]
 
     results, problems = zip(*_each(guarded, items, what), strict=True)
-    _refuse([p for p in problems if p], f"{what} that cannot be read", "whole image files")
+    refuse([p for p in problems if p], f"{what} that cannot be read", "whole image files")
     return list(results)
 
 
@@ -187,7 +175,8 @@ def _each(work: Callable[[Item], Result], items: Iterable[Item], what: str) -> I
         yield from track(pool.map(work, listed), what, total=len(listed), unit="files")
 
 
-def _refuse(problems: Sequence[str], what: str, expected: str) -> None:
+def refuse(problems: Sequence[str], what: str, expected: str) -> None:
+    """Raise `SegforgeError` with the first few of `problems`, if there are any."""
     if problems:
         more = f"\n    and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "".join(f"\n    {problem}" for problem in problems[:SHOWN])

@@ -1,11 +1,14 @@
 """Files from a mirror, the cache or a URL, never accepted without their SHA-256; and archives."""
 
+import itertools
 import os
+import re
 import shutil
 import tarfile
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -26,17 +29,29 @@ PIECE = 1 << 20
 def fetch(download: Download) -> Path:
     """A local file with the wanted SHA-256: from the mirror folder, the cache, or the URL, in this order.
 
-    A download that breaks off is kept as `<sha256>.part` and resumed (HTTP Range). Raises
+    A download that breaks off is kept as `<sha256>.part` and resumed (HTTP Range). Of a hash that is
+    not published whole the first 8 digits or more will do, and the whole one is said. Raises
     `SegforgeError` when no source has the file, when the source gives up, and when the bytes differ:
     then both hashes are named, and what was downloaded is removed.
     """
+    if not re.fullmatch("[0-9a-f]{8,64}", download.sha256):
+        raise SegforgeError(
+            f"{download.name}: sha256 {download.sha256!r}", expected="64 hexadecimal digits, or the first 8 or more"
+        )
+    found = _fetched(download)
+    if len(download.sha256) < 64:
+        say(f"{download.name}: only {download.sha256}… of its sha256 is known; this file's is {sha256_file(found)}")
+    return found
+
+
+def _fetched(download: Download) -> Path:
     mirror = os.environ.get(MIRROR)
     if mirror and (found := _in_mirror(Path(mirror).expanduser(), download)):
         return found
     target = layout.DOWNLOADS / download.sha256
     if target.is_file():
         actual = sha256_file(target)
-        if actual == download.sha256:
+        if actual.startswith(download.sha256):
             return target
         say(f"{target} has sha256 {actual}, which is not its name: removed")
         target.unlink()
@@ -54,7 +69,7 @@ def fetch(download: Download) -> Path:
     else:
         _get(download, part)
     actual = sha256_file(part)
-    if actual != download.sha256:
+    if not actual.startswith(download.sha256):
         part.unlink()
         raise _wrong_hash(download.url, actual, download, "what was downloaded is removed")
     os.replace(part, target)
@@ -73,11 +88,11 @@ def _in_mirror(folder: Path, download: Download) -> Path | None:
         raise SegforgeError(f"{MIRROR}={folder} is no folder", expected="an existing folder of downloaded files")
     named = folder / download.name
     actual = sha256_file(named) if named.is_file() else ""
-    if actual == download.sha256:
+    if actual.startswith(download.sha256):
         return named
     others = sorted(path for path in folder.rglob("*") if path.is_file() and path != named)
     for path in track(others, f"{download.name}: searching {folder} by sha256", unit="files"):
-        if sha256_file(path) == download.sha256:
+        if sha256_file(path).startswith(download.sha256):
             return path
     if actual:
         size = named.stat().st_size
@@ -160,11 +175,12 @@ def _outside(archive: Path, member: str) -> SegforgeError:
     return SegforgeError(f"{archive} is refused: {member}", expected="members inside the archive's own folder only")
 
 
-def obtain(config: Dataset, target: Path) -> None:
+def obtain(config: Dataset, target: Path, only: Sequence[str] = ("",)) -> None:
     """Fill the new folder `target` from the user's `folder`, or else from the archives.
 
-    Outer folders that hold nothing but one folder are left out. Raises `SegforgeError` when the
-    folder is missing or there is no source at all.
+    Outer folders that hold nothing but one folder are left out. Of the user's folder the paths `only`
+    are copied, as far as they are there. Raises `SegforgeError` when the folder is missing or there is
+    no source at all.
     """
     if config.folder:
         source = Path(config.folder).expanduser()
@@ -173,7 +189,21 @@ def obtain(config: Dataset, target: Path) -> None:
                 f"dataset.folder={config.folder} is no folder",
                 expected=f"a folder in the layout of {config.name}, or dataset.folder=null for its archive",
             )
-        shutil.copytree(_inner(source), target, ignore=shutil.ignore_patterns(".*"))
+        target.mkdir()
+        ticks = track(itertools.count(), f"{config.name}: copying", unit="files")
+
+        def copy(file: str, to: str) -> None:
+            shutil.copy2(file, to)
+            next(ticks)
+
+        hidden = shutil.ignore_patterns(".*")
+        for path in only:
+            wanted, to = _inner(source) / path, target / path
+            if wanted.is_dir():
+                shutil.copytree(wanted, to, ignore=hidden, copy_function=copy, dirs_exist_ok=True)
+            elif wanted.is_file():
+                to.parent.mkdir(parents=True, exist_ok=True)
+                copy(str(wanted), str(to))
         return
     if not config.archives:
         raise SegforgeError(f"{config.name} has neither a folder nor archives", hint="dataset.folder=<your copy>")

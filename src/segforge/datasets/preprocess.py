@@ -1,13 +1,15 @@
 """From a decoded image to what the network is fed, the same in training, scoring and timing."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from segforge.runtimes.base import Array
+
+Ids = TypeVar("Ids", np.uint8, np.int32)
 
 
 class InputSpec(Protocol):
@@ -34,8 +36,8 @@ def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[n
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def resize_ids(ids: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Nearest: class ids have no values between them."""
+def resize_ids(ids: NDArray[Ids], height: int, width: int) -> NDArray[Ids]:
+    """Nearest, of uint8 or int32 ids: there is nothing between them."""
     if ids.shape == (height, width):
         return ids
     return np.asarray(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST))

@@ -9,7 +9,6 @@ import colorsys
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from PIL import Image, ImageDraw
 from segforge.config import Dataset
 from segforge.datasets.base import SPLITS
 from segforge.datasets.checks import Samples
+from segforge.datasets.panoptic import describe_segments, index_segments, write_annotations, write_segment_ids
 from segforge.errors import SegforgeError
-from segforge.files import json_text
 from segforge.progress import track
 
 STUFF = ("sky", "ground", "wall")
@@ -52,21 +51,23 @@ def make(config: Dataset, folder: Path) -> Samples:
     """Draw every image and label into `folder`; the same options give the same bytes.
 
     Writes scenes/<split>/, semantic/<split>/ (uint8 ids, void along outlines), COCO panoptic's
-    panoptic_<split>/ with panoptic_<split>.json (`category_id` is the semantic id), and objects/<split>/.
-    Raises `SegforgeError` for options and classes that it does not have.
+    panoptic_<split>/ with panoptic_<split>.json (`category_id` is the semantic id), and objects/<split>/
+    where `config` serves classification. Raises `SegforgeError` for options and classes that it does not have.
     """
-    if {*STUFF, *FORMS} != set(config.classes["semantic"]) or not set(config.classes["classification"]) <= set(FORMS):
+    kinds = {*config.things, *config.classes.get("classification", ())}
+    if {*STUFF, *FORMS} != set(config.classes["semantic"]) or not kinds <= set(FORMS):
         raise SegforgeError("shapes draws other classes", expected=f"{', '.join((*STUFF, *FORMS))}, in any order")
     try:
         options = Options(**config.options)
     except TypeError as error:
         known = ", ".join(field.name for field in fields(Options))
         raise SegforgeError(f"dataset.options do not fit: {error}", expected=f"exactly {known}") from error
-    samples: Samples = {task: {split: [] for split in SPLITS} for task in ("semantic", "panoptic", "classification")}
+    samples: Samples = {task: {split: [] for split in SPLITS} for task in config.tasks}
     for number, split in enumerate(SPLITS):
         # A generator per image, so that an image does not depend on how many come before it.
         _draw_scenes(config, options, folder, split, [options.seed, number, 0], samples)
-        _draw_objects(config, options, folder, split, [options.seed, number, 1], samples)
+        if "classification" in config.tasks:
+            _draw_objects(config, options, folder, split, [options.seed, number, 1], samples)
     return samples
 
 
@@ -76,18 +77,21 @@ def _draw_scenes(
     kinds = {"image": f"scenes/{split}", "semantic": f"semantic/{split}", "panoptic": f"panoptic_{split}"}
     for kind in kinds.values():
         (folder / kind).mkdir(parents=True)
-    annotations = []
+    images, annotations = [], []
     for index in track(range(options.scenes.get(split, 0)), f"shapes: scenes for {split}", unit="images"):
         image, ids, instances = _scene(np.random.default_rng([*seed, index]), options, config)
         paths = {kind: f"{parent}/{index:05d}.png" for kind, parent in kinds.items()}
         _save(folder / paths["image"], image)
         _save(folder / paths["semantic"], ids)
-        _save(folder / paths["panoptic"], _panoptic_png(instances))
-        segments = _segments(ids, instances)
-        annotations.append({"image_id": index, "file_name": f"{index:05d}.png", "segments_info": segments})
-        for task in ("semantic", "panoptic"):
-            samples[task][split].append({"image": paths["image"], "label": paths[task]})
-    (folder / f"panoptic_{split}.json").write_text(json_text(_coco(config, annotations)), encoding="utf-8")
+        write_segment_ids(folder / paths["panoptic"], instances)
+        name = f"{index:05d}.png"
+        segments = describe_segments(instances, {i: i % 256 - 1 for i in np.unique(instances).tolist()})
+        images.append({"id": index, "file_name": name, "height": config.height, "width": config.width})
+        annotations.append({"image_id": index, "file_name": name, "segments_info": segments})
+        row = {"image": paths["image"], "label": paths["panoptic"], "segments": index_segments(segments)}
+        samples["panoptic"][split].append(row)
+        samples["semantic"][split].append({"image": paths["image"], "label": paths["semantic"]})
+    write_annotations(folder / f"panoptic_{split}.json", config, images, annotations)
 
 
 def _draw_objects(
@@ -122,7 +126,7 @@ def _scene(
         image = np.where((stuff == names.index(name))[..., None], _texture(rng, name, height, width), image)
     ids = stuff.astype(np.uint8)
     instances = stuff.astype(np.int32) + 1
-    things = config.classes["classification"]
+    things = config.things
     for number in range(1, 1 + int(rng.integers(options.things_per_scene[0], options.things_per_scene[1] + 1))):
         name = things[int(rng.integers(len(things)))]
         radius = int(rng.integers(options.radius[0], options.radius[1] + 1))
@@ -226,39 +230,6 @@ def _finish(rng: np.random.Generator, options: Options, image: Rgb) -> NDArray[n
     light = (upper * (height - rows) + lower * rows) // (width * height)
     noisy = image * light[..., None] // 256 + rng.integers(-options.noise, options.noise + 1, image.shape)
     return np.asarray(noisy.clip(0, 255), np.uint8)
-
-
-def _segments(ids: NDArray[np.uint8], instances: NDArray[np.int32]) -> list[dict[str, Any]]:
-    found = []
-    for segment in np.unique(instances[instances > 0]).tolist():
-        rows, columns = np.nonzero(instances == segment)
-        left, top = int(columns.min()), int(rows.min())
-        found.append(
-            {
-                "id": segment,
-                "category_id": int(ids[rows[0], columns[0]]),
-                "area": len(rows),
-                "bbox": [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1],
-                "iscrowd": 0,
-            }
-        )
-    return found
-
-
-def _panoptic_png(instances: NDArray[np.int32]) -> NDArray[np.uint8]:
-    return np.stack([instances >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-
-
-def _coco(config: Dataset, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    size = {"height": config.height, "width": config.width}
-    return {
-        "images": [{"id": row["image_id"], "file_name": row["file_name"], **size} for row in annotations],
-        "annotations": annotations,
-        "categories": [
-            {"id": index, "name": name, "isthing": int(name in config.things)}
-            for index, name in enumerate(config.classes["panoptic"])
-        ],
-    }
 
 
 def _save(path: Path, pixels: NDArray[np.uint8]) -> None:

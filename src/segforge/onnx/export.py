@@ -1,6 +1,7 @@
 """From a checkpoint to an ONNX file with metadata, accepted only when it agrees with the checkpoint."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -12,29 +13,30 @@ from segforge.datasets.base import load_index
 from segforge.errors import SegforgeError
 from segforge.files import atomic_file, read_json, sha256_file, write_json
 from segforge.layout import VariantPaths
-from segforge.onnx.graph import require_interface, strip_traces
+from segforge.onnx.graph import output_names, outputs_of, require_interface, strip_traces
 from segforge.onnx.metadata import OnnxMetadata, embed_metadata, save_onnx
 from segforge.onnx.parity import SCORE_BATCH, check_parity, check_samples
 from segforge.progress import say
 from segforge.runtimes import onnx_runner, open_runner
 from segforge.scores.evaluate import score_runner
-from segforge.training.checkpoint import load_checkpoint, train_command
+from segforge.training.checkpoint import load_checkpoint, network_options, things_of
 
 
 def export(config: NetworkConfig) -> None:
     """Write `model.onnx` and its scores beside the checkpoint's.
 
-    The file takes `images` [batch, …] and gives `ids` uint8 [batch, height, width] or `logits`
-    float32; the batch is dynamic. Raises `SegforgeError`, and writes nothing, when its outputs on
-    real images (never of the scored split) differ from the checkpoint's by more than
-    `export.tolerance`.
+    The file takes `images` [batch, …] and gives `ids` uint8 [batch, height, width], `logits` float32,
+    or what a panoptic network gives; the batch is dynamic. Raises `SegforgeError`, and writes nothing,
+    when its outputs on real images (never of the scored split) differ from the checkpoint's by more
+    than `export.tolerance`.
     """
     paths = VariantPaths(config.variant)
     say(f"export: {paths.checkpoint} -> {paths.onnx}")
     network = load_checkpoint(paths.checkpoint, config)
-    checkpoint = read_json(paths.checkpoint / "checkpoint.json", made_by=train_command(config))
+    checkpoint = read_json(paths.checkpoint / "checkpoint.json", made_by=paths.command("train"))
     metadata = describe(config, checkpoint)
     model = convert(network, metadata)
+    metadata = replace(metadata, outputs=outputs_of(model))
     embed_metadata(model, metadata)
     require_interface(model, metadata, paths.onnx)
     scored = load_index(metadata.dataset).split(metadata.task, metadata.score_split)
@@ -72,29 +74,36 @@ def describe(config: NetworkConfig, checkpoint: dict[str, Any]) -> OnnxMetadata:
     trained = {key: checkpoint["input"][key] for key in fed}
     if fed != trained:
         raise SegforgeError(
-            f"recipe.input is {fed}", expected=f"{trained}, as the checkpoint was trained", hint=train_command(config)
+            f"recipe.input is {fed}",
+            expected=f"{trained}, as the checkpoint was trained",
+            hint=VariantPaths(config.variant).command("train"),
         )
-    semantic = model.task != "classification"
+    pixels = model.task != "classification"
     return OnnxMetadata(
         variant=config.variant,
         model=model.name,
+        architecture=model.builder,
         backbone=config.backbone.name,
-        options=checkpoint["options"],
+        options=network_options(config),
         dataset=dataset.name,
         task=model.task,
         classes=checkpoint["classes"],
-        colours=[list(colour) for colour in dataset.colours] if semantic else [],
+        things=things_of(config) if model.task == "panoptic" else [],
+        colours=[list(colour) for colour in dataset.colours] if pixels else [],
         void=dataset.void,
+        void_rule=dataset.void_rule,
         score_split=config.recipe.score_split,
         height=source.height,
         width=source.width,
-        output_height=(dataset.height or source.height) if semantic else 0,
-        output_width=(dataset.width or source.width) if semantic else 0,
+        output_height=(dataset.height or source.height) if pixels else 0,
+        output_width=(dataset.width or source.width) if pixels else 0,
         colour_order=source.colour_order,
         mean=list(source.mean),
         std=list(source.std),
         input_layout=config.export.input_layout,
         tail=config.export.tail,
+        resize=config.export.resize,
+        outputs=[],  # as the exporter gives them
         batch_min=config.export.batch_min,
         batch_max=config.export.batch_max,
         opset=config.export.opset,
@@ -110,8 +119,8 @@ def convert(network: torch.nn.Module, metadata: OnnxMetadata) -> onnx.ModelProto
     """
     m = metadata
     wrapped = wrap_for_inference(
-        network, m.task, m.tail, m.output_height, m.output_width, m.input_layout, m.mean, m.std
-    ).eval()
+        network, m.task, m.tail, m.output_height, m.output_width, m.input_layout, m.mean, m.std, m.resize
+    )
     if m.opset < 18:
         raise SegforgeError(f"opset {m.opset}", expected="18 or later: the exporter writes nothing older")
     # An example batch of 1 would be taken for a constant.
@@ -123,7 +132,6 @@ def convert(network: torch.nn.Module, metadata: OnnxMetadata) -> onnx.ModelProto
     dynamic = None
     if m.batch_max > m.batch_min:
         dynamic = ({0: torch.export.Dim("batch", min=m.batch_min, max=m.batch_max)},)
-    output = "ids" if m.task == "semantic" and m.tail == "argmax" else "logits"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
@@ -134,7 +142,7 @@ def convert(network: torch.nn.Module, metadata: OnnxMetadata) -> onnx.ModelProto
             dynamic_shapes=dynamic,
             external_data=False,
             input_names=["images"],
-            output_names=[output],
+            output_names=output_names(m),
             verbose=False,
         )
     assert program is not None

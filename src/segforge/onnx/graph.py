@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from segforge.errors import SegforgeError
-from segforge.onnx.metadata import OnnxMetadata
+from segforge.onnx.metadata import PANOPTIC_OUTPUTS, OnnxMetadata
 
 
 def strip_traces(model: onnx.ModelProto) -> None:
@@ -38,14 +39,14 @@ def require_interface(model: onnx.ModelProto, metadata: OnnxMetadata, source: Pa
     m = metadata
     sizes = (m.height, m.width, 3) if m.input_layout == "nhwc_uint8" else (3, m.height, m.width)
     dtype = "UINT8" if m.input_layout == "nhwc_uint8" else "FLOAT"
-    batch = "batch" if m.batch_max > m.batch_min else m.batch_max
-    if m.task == "classification":
-        output = f"logits FLOAT[{batch}, {len(m.classes)}]"
-    elif m.tail == "argmax":
-        output = f"ids UINT8[{batch}, {m.output_height}, {m.output_width}]"
-    else:
-        output = f"logits FLOAT[{batch}, {len(m.classes)}, {m.output_height}, {m.output_width}]"
-    expected = f"inputs: images {dtype}[{batch}, {', '.join(map(str, sizes))}]; outputs: {output}"
+    batch = "batch" if m.batch_max > m.batch_min else str(m.batch_max)
+    outputs = ", ".join(
+        f"{row['name']} {_onnx_name(row['dtype'])}[{', '.join([batch, *map(str, row['shape'])])}]" for row in m.outputs
+    )
+    expected = f"inputs: images {dtype}[{batch}, {', '.join(map(str, sizes))}]; outputs: {outputs}"
+    fixed = _fixed_output(m)
+    if fixed and fixed not in m.outputs:
+        raise SegforgeError(f"{source} gives {m.outputs}", expected=f"{fixed}", hint="run export of this variant again")
     initialisers = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in initialisers]
     found = f"inputs: {_signature(inputs)}; outputs: {_signature(model.graph.output)}"
@@ -53,6 +54,41 @@ def require_interface(model: onnx.ModelProto, metadata: OnnxMetadata, source: Pa
         raise SegforgeError(
             f"{source} has {found}", expected=expected, hint="run export and simplify of this variant again"
         )
+
+
+def output_names(metadata: OnnxMetadata) -> list[str]:
+    """What the outputs of a network of this task and tail are called, in their order."""
+    if metadata.task == "panoptic":
+        return list(PANOPTIC_OUTPUTS)
+    return ["ids"] if metadata.task == "semantic" and metadata.tail == "argmax" else ["logits"]
+
+
+def outputs_of(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    """The outputs as `OnnxMetadata.outputs` has them."""
+    return [
+        {
+            "name": value.name,
+            "dtype": helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            "shape": [d.dim_value for d in value.type.tensor_type.shape.dim][1:],
+        }
+        for value in model.graph.output
+    ]
+
+
+def _fixed_output(m: OnnxMetadata) -> dict[str, Any] | None:
+    """The output whose shape follows from the labels, where there is one."""
+    size = [m.output_height, m.output_width]
+    if m.task == "classification":
+        return {"name": "logits", "dtype": "float32", "shape": [len(m.classes)]}
+    if m.task == "panoptic":
+        return {"name": "stuff_ids", "dtype": "uint8", "shape": size}
+    if m.tail == "argmax":
+        return {"name": "ids", "dtype": "uint8", "shape": size}
+    return {"name": "logits", "dtype": "float32", "shape": [len(m.classes), *size]} if m.resize == "graph" else None
+
+
+def _onnx_name(dtype: str) -> str:
+    return str(onnx.TensorProto.DataType.Name(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))))
 
 
 def _signature(values: Iterable[onnx.ValueInfoProto]) -> str:

@@ -11,6 +11,7 @@ from segforge.errors import SegforgeError
 from segforge.files import write_bytes
 
 PREFIX = "segforge."
+PANOPTIC_OUTPUTS = ("masks", "scores", "classes", "stuff_ids")  # as `architectures.panopticfcn` describes them
 
 
 @dataclass(frozen=True)
@@ -19,23 +20,28 @@ class OnnxMetadata:
 
     variant: str
     model: str
+    architecture: str  # the file in architectures/ that builds the model
     backbone: str
     options: dict[str, Any]  # keyword arguments of the architecture's builder
     dataset: str
     task: str  # semantic, panoptic or classification
     classes: list[str]
+    things: list[int]  # classes that are counted; panoptic only
     colours: list[list[int]]  # RGB per class; empty for classification
     void: int
+    void_rule: str  # of mIoU: ignore or wrong
     score_split: str
     height: int  # network input
     width: int
-    output_height: int  # of the class ids or logits; 0 for classification
+    output_height: int  # of the class ids that are scored; 0 for classification
     output_width: int
     colour_order: str  # rgb or bgr
     mean: list[float]  # of values in 0..255, in colour_order
     std: list[float]
     input_layout: str  # nchw_float32 (host normalises) or nhwc_uint8 (graph normalises)
     tail: str  # argmax or logits
+    resize: str  # where logits are brought to the output's size: graph or host
+    outputs: list[dict[str, Any]]  # name, dtype (numpy's name) and shape without the batch, in the graph's order
     batch_min: int
     batch_max: int
     opset: int

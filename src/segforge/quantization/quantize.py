@@ -67,8 +67,8 @@ def to_int8(
 ) -> onnx.ModelProto:
     """The float ONNX file `source` with explicit Q/DQ: int8 weights, `runtime.activation` elsewhere.
 
-    Ranges come from `images`. `precision.skip` names operators that stay in float, and so does all
-    that follows the last weighted operator (resize and argmax of the logits).
+    Ranges come from `images`. `precision.skip` names operators that stay in float, and so does the
+    `tail`.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -89,7 +89,7 @@ def to_int8(
         QuantType.QUInt8 if runtime.activation == "uint8" else QuantType.QInt8,
         ranges,
         [],
-        tail(model),
+        [*tail(model), *(stems(model) if runtime.float_stem else [])],
         operators,
         {},
     )
@@ -105,9 +105,32 @@ def to_int8(
 
 
 def tail(model: onnx.ModelProto) -> list[str]:
-    """The names of the nodes after the last weighted operator."""
-    last = max((i for i, n in enumerate(model.graph.node) if n.op_type in WEIGHTED), default=-1)
-    return [node.name for node in model.graph.node[last + 1 :]]
+    """The names of the nodes after which no operator with stored weights comes.
+
+    Resize and argmax of logits; of a panoptic network all that chooses kernels and multiplies them
+    with the features, where a small error changes what is found.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    read: set[str] = set()  # by a weighted operator, or by something that one reads
+    names = []
+    for node in reversed(model.graph.node):  # an exported graph is in topological order
+        weighted = node.op_type in WEIGHTED and not stored.isdisjoint(node.input)
+        if weighted or not read.isdisjoint(node.output):
+            read.update(node.input)
+        else:
+            names.append(node.name)
+    return names[::-1]
+
+
+def stems(model: onnx.ModelProto) -> list[str]:
+    """The names of the convolutions larger than 3x3 that read an input of the graph."""
+    images = {value.name for value in model.graph.input}
+    sizes = {tensor.name: tuple(tensor.dims)[2:] for tensor in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and node.input[0] in images and max(sizes.get(node.input[1], (0,))) > 3
+    ]
 
 
 def share_concat_ranges(model: onnx.ModelProto, ranges: Any) -> None:

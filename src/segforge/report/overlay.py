@@ -16,13 +16,24 @@ def palette(colours: list[list[int]], classes: int) -> NDArray[np.uint8]:
     return table
 
 
-def overlay(image: NDArray[np.uint8], ids: NDArray[np.uint8], table: NDArray[np.uint8], classes: int) -> Image.Image:
-    """`image` [H, W, 3] tinted by its class ids [H, W], borders drawn; pixels of no class stay as they are."""
+def overlay(
+    image: NDArray[np.uint8],
+    ids: NDArray[np.uint8],
+    table: NDArray[np.uint8],
+    classes: int,
+    *,
+    edges: NDArray[np.int32] | None = None,
+) -> Image.Image:
+    """`image` [H, W, 3] tinted by its class ids [H, W], borders drawn; pixels of no class stay as they are.
+
+    Borders lie between different `edges` [H, W], by default between different classes.
+    """
+    regions = ids if edges is None else edges
     tint = table[ids].astype(np.uint16)
     mixed = np.where((ids < classes)[..., None], (image * np.uint16(2) + tint * np.uint16(3)) // 5, image)
     border = np.zeros(ids.shape, bool)
-    border[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-    border[1:] |= ids[1:] != ids[:-1]
+    border[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    border[1:] |= regions[1:] != regions[:-1]
     mixed[border] = 255
     return Image.fromarray(mixed.astype(np.uint8))
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from segforge import config, layout
 from segforge.datasets.base import Sample, load_index, read_image, read_label_ids
+from segforge.datasets.panoptic import read_panoptic, semantic_of
 from segforge.datasets.preprocess import resize_ids
 from segforge.errors import SegforgeError
 from segforge.files import read_json, write_text
@@ -20,9 +21,10 @@ from segforge.report.catalogue import EngineRecord
 from segforge.report.figures import summary
 from segforge.report.overlay import jpeg, overlay, palette
 from segforge.runtimes.build import open_engine
-from segforge.scores.evaluate import class_ids, infer
+from segforge.scores.decode import class_ids, segments_of
+from segforge.scores.evaluate import infer
 
-PICTURES = {"semantic": 4, "classification": 12}
+PICTURES = {"semantic": 4, "panoptic": 4, "classification": 12}
 LAYERS = 5
 
 
@@ -144,25 +146,38 @@ def _pictures(engine: EngineRecord | None) -> dict[str, Any] | None:
         with open_engine(engine.config()) as runner:
             rows = infer(runner, metadata, chosen, lambda sample: read_image(sample.image), metadata.batch_min)
             for part, images, raw in rows:
-                for sample, image, ids in zip(part, images, class_ids(raw, metadata), strict=True):
-                    shown.append(_picture(sample, image, ids, metadata))
+                found = segments_of(raw, metadata) if metadata.task == "panoptic" else class_ids(raw, metadata)
+                for sample, image, one in zip(part, images, found, strict=True):
+                    shown.append(_picture(sample, image, one, metadata))
     except SegforgeError as error:
         return {"engine": engine, "reason": str(error).splitlines()[0], "shown": [], "legend": []}
     table = palette(metadata.colours, len(metadata.classes))
     legend = [(name, "#" + bytes(table[i]).hex()) for i, name in enumerate(metadata.classes)]
-    return {"engine": engine, "reason": "", "shown": shown, "legend": legend if metadata.task == "semantic" else []}
+    return {
+        "engine": engine,
+        "reason": "",
+        "shown": shown,
+        "legend": [] if metadata.task == "classification" else legend,
+    }
 
 
-def _picture(sample: Sample, image: Any, ids: Any, metadata: OnnxMetadata) -> dict[str, Any]:
+def _picture(sample: Sample, image: Any, found: Any, metadata: OnnxMetadata) -> dict[str, Any]:
+    """One image with its label and what was found: class ids [H, W], segments, or a class id."""
     if isinstance(sample.label, int):
         return {
             "name": sample.image.name,
             "image": _inline(Image.fromarray(image), 150),
             "truth": metadata.classes[sample.label],
-            "predicted": metadata.classes[int(ids)],
+            "predicted": metadata.classes[int(found)],
         }
-    truth = read_label_ids(sample.label)
-    predicted = resize_ids(ids.astype(np.uint8), *truth.shape)
+    edges: list[Any] = [None, None]  # between classes
+    if metadata.task == "panoptic":
+        label = read_panoptic(sample)
+        own = resize_ids(found[0], *label.ids.shape)
+        truth, predicted, edges = semantic_of(label), semantic_of((own, found[1])), [label.ids, own]
+    else:
+        truth = read_label_ids(sample.label)
+        predicted = resize_ids(found, *truth.shape)
     if image.shape[:2] != truth.shape:
         image = np.asarray(Image.fromarray(image).resize(truth.shape[::-1], Image.Resampling.BILINEAR))
     table, classes = palette(metadata.colours, len(metadata.classes)), len(metadata.classes)
@@ -170,8 +185,8 @@ def _picture(sample: Sample, image: Any, ids: Any, metadata: OnnxMetadata) -> di
     return {
         "name": sample.image.name,
         "image": _inline(Image.fromarray(image)),
-        "truth": _inline(overlay(image, truth, table, classes)),
-        "predicted": _inline(overlay(image, predicted, table, classes)),
+        "truth": _inline(overlay(image, truth, table, classes, edges=edges[0])),
+        "predicted": _inline(overlay(image, predicted, table, classes, edges=edges[1])),
         "right": float((predicted == truth)[counted].mean()) if counted.any() else None,
     }
 

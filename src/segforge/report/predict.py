@@ -11,14 +11,16 @@ from PIL import Image
 
 from segforge.config import EngineConfig
 from segforge.datasets.base import read_image
+from segforge.datasets.panoptic import describe_segments, semantic_of, write_segment_ids
 from segforge.datasets.preprocess import resize_ids
 from segforge.errors import SegforgeError
-from segforge.files import atomic_file, write_bytes, write_csv
+from segforge.files import atomic_file, write_bytes, write_csv, write_json
 from segforge.onnx.metadata import OnnxMetadata
 from segforge.progress import say, track
 from segforge.report.overlay import jpeg, overlay, palette
 from segforge.runtimes.build import engine_metadata, open_engine
-from segforge.scores.evaluate import class_ids, infer, prefetch
+from segforge.scores.decode import Segments, class_ids, segments_of
+from segforge.scores.evaluate import infer, prefetch
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 HINT = "python stages/predict.py variant=… target=… precision=… input=<file, folder or glob> output=<folder>"
@@ -28,6 +30,7 @@ def predict(config: EngineConfig) -> None:
     """Run an engine over `config.input` and write to `config.output`.
 
     Semantic: `<stem>.png` (grey PNG of class ids, of the image's own size) and `<stem>-overlay.jpg`.
+    Panoptic: a PNG of segment ids in COCO's format in its place, and panoptic.json beside them all.
     Classification: predictions.csv with image, class and probability. Every image is decoded once
     before the first is run: one that is broken stops the work before anything is written. Raises
     `SegforgeError` for that, for no files, for two files of one stem, and for outputs that would
@@ -37,11 +40,9 @@ def predict(config: EngineConfig) -> None:
         raise SegforgeError("predict needs input= and output=", expected="images to read and a folder", hint=HINT)
     files, output = find_images(config.input), Path(config.output)
     metadata = engine_metadata(config)
-    if metadata.task not in ("semantic", "classification"):
-        raise SegforgeError(f"predict does not serve {metadata.task} networks", expected="semantic or classification")
     if output.exists() and not output.is_dir():
         raise SegforgeError(f"{output} is a file", expected="a folder, which need not exist yet")
-    if metadata.task == "semantic":
+    if metadata.task != "classification":
         _check_names(files, output)
     with open_engine(config) as runner:
         _check_images(files)
@@ -53,16 +54,21 @@ def predict(config: EngineConfig) -> None:
         parts = track(infer(runner, metadata, files, read_image, batch), "predict", total=-(-len(files) // batch))
         for part, images, raw in parts:
             if metadata.task == "classification":
-                rows += _classify(part, raw, metadata)
-                continue
-            for path, image, ids in zip(part, images, class_ids(raw, metadata).astype(np.uint8), strict=True):
-                own = resize_ids(ids, *image.shape[:2])
-                with atomic_file(output / f"{path.stem}.png") as temporary:
-                    Image.fromarray(own).save(temporary, "PNG")
-                drawn = overlay(image, own, table, len(metadata.classes))
-                write_bytes(output / f"{path.stem}-overlay.jpg", jpeg(drawn))
-        if rows:
+                rows += _classify(part, raw["logits"], metadata)
+            elif metadata.task == "panoptic":
+                for path, image, found in zip(part, images, segments_of(raw, metadata), strict=True):
+                    rows.append(_save_segments(path, image, found, output, table, metadata))
+            else:
+                for path, image, ids in zip(part, images, class_ids(raw, metadata), strict=True):
+                    own = resize_ids(ids, *image.shape[:2])
+                    with atomic_file(output / f"{path.stem}.png") as temporary:
+                        Image.fromarray(own).save(temporary, "PNG")
+                    drawn = overlay(image, own, table, len(metadata.classes))
+                    write_bytes(output / f"{path.stem}-overlay.jpg", jpeg(drawn))
+        if metadata.task == "classification":
             write_csv(output / "predictions.csv", ["image", "class", "probability"], rows)
+        elif metadata.task == "panoptic":
+            write_json(output / "panoptic.json", {"annotations": rows, "categories": _categories(metadata)})
         took = time.monotonic() - start
     say(f"wrote {len(files)} predictions to {output}/, {len(files) / took:.1f} images per second with files")
 
@@ -115,6 +121,31 @@ def _check_images(files: Sequence[Path]) -> None:
             expected="images that decode",
             hint="take these files out, then the same command",
         )
+
+
+def _save_segments(
+    path: Path,
+    image: NDArray[np.uint8],
+    found: Segments,
+    output: Path,
+    table: NDArray[np.uint8],
+    metadata: OnnxMetadata,
+) -> dict[str, object]:
+    """Write the PNG and the overlay of one image; its row of COCO's panoptic JSON."""
+    ids, classes = resize_ids(found[0], *image.shape[:2]), found[1]
+    with atomic_file(output / f"{path.stem}.png") as temporary:
+        write_segment_ids(temporary, ids)
+    # Borders follow the segments, colours their classes.
+    drawn = overlay(image, semantic_of((ids, classes)), table, len(metadata.classes), edges=ids)
+    write_bytes(output / f"{path.stem}-overlay.jpg", jpeg(drawn))
+    return {"image": path.name, "file_name": f"{path.stem}.png", "segments_info": describe_segments(ids, classes)}
+
+
+def _categories(metadata: OnnxMetadata) -> list[dict[str, object]]:
+    return [
+        {"id": index, "name": name, "isthing": int(index in metadata.things)}
+        for index, name in enumerate(metadata.classes)
+    ]
 
 
 def _classify(files: Sequence[Path], logits: NDArray[np.float32], metadata: OnnxMetadata) -> list[dict[str, object]]:

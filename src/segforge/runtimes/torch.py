@@ -67,7 +67,8 @@ class EngineRunner(Runner):
         self._engine, self._metadata, self._threads = engine, metadata, threads or usable_cores()
         self.device_kind = device_kind
         self._network: torch.nn.Module | None = None
-        self._input = self._output = torch.empty(0)
+        self._input = torch.empty(0)
+        self._outputs: tuple[torch.Tensor, ...] = ()
         self._pinned: dict[tuple[str, int], torch.Tensor] = {}
         self._stream: Any = None  # of this runner alone, so that several run side by side
 
@@ -84,7 +85,7 @@ class EngineRunner(Runner):
         else:
             tune_allocator()
             torch.set_num_threads(self._threads)
-        network = build_network(m.model, m.backbone, classes=len(m.classes), options=m.options)
+        network = build_network(m.architecture, m.backbone, classes=len(m.classes), options=m.options)
         try:
             network.load_state_dict(load_file(self._engine))
         except Exception as error:  # safetensors and torch raise unrelated types for the same cause
@@ -92,7 +93,7 @@ class EngineRunner(Runner):
                 f"{self._engine} does not fit {m.model} on {m.backbone}: {error}", hint="run the build stage"
             ) from error
         wrapped = wrap_for_inference(
-            network, m.task, m.tail, m.output_height, m.output_width, m.input_layout, m.mean, m.std
+            network, m.task, m.tail, m.output_height, m.output_width, m.input_layout, m.mean, m.std, m.resize
         )
         wrapped = wrapped.eval().to("cuda" if self.device_kind == "gpu" else "cpu")
         self._network = wrapped.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -106,12 +107,7 @@ class EngineRunner(Runner):
             images = TensorSpec("images", "uint8", (m.height, m.width, 3), *bounds)
         else:
             images = TensorSpec("images", "float32", (3, m.height, m.width), *bounds)
-        if m.task == "classification":
-            return [images], [TensorSpec("logits", "float32", (len(m.classes),), *bounds)]
-        size = (m.output_height, m.output_width)
-        if m.tail == "argmax":
-            return [images], [TensorSpec("ids", "uint8", size, *bounds)]
-        return [images], [TensorSpec("logits", "float32", (len(m.classes), *size), *bounds)]
+        return [images], [TensorSpec(o["name"], o["dtype"], tuple(o["shape"]), *bounds) for o in m.outputs]
 
     def load(self, inputs: Mapping[str, Array]) -> None:
         array = inputs["images"]
@@ -150,17 +146,19 @@ class EngineRunner(Runner):
         images = self._input
         if images.dtype == torch.float32:
             images = images.contiguous(memory_format=torch.channels_last)
-        self._output = self._network(images)
+        found = self._network(images)
+        self._outputs = found if isinstance(found, tuple) else (found,)
 
     def fetch(self) -> dict[str, Array]:
-        spec = self.outputs[0]
+        pairs = list(zip(self.outputs, self._outputs, strict=True))
         if self.device_kind == "cpu":
-            return {spec.name: np.ascontiguousarray(self._output.numpy())}
-        staged = self._pinned_like(spec.name, tuple(self._output.shape), spec.dtype)
+            return {spec.name: np.ascontiguousarray(output.numpy()) for spec, output in pairs}
+        staged = {spec.name: self._pinned_like(spec.name, tuple(output.shape), spec.dtype) for spec, output in pairs}
         with torch.cuda.stream(self._stream):
-            staged.copy_(self._output, non_blocking=True)
+            for spec, output in pairs:
+                staged[spec.name].copy_(output, non_blocking=True)
         self._stream.synchronize()
-        return {spec.name: staged.numpy()}
+        return {name: tensor.numpy() for name, tensor in staged.items()}
 
     def _pinned_like(self, name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         key = (name, shape[0])
@@ -171,4 +169,4 @@ class EngineRunner(Runner):
     def close(self) -> None:
         self._network = None
         self._pinned.clear()
-        self._input = self._output = torch.empty(0)
+        self._input, self._outputs = torch.empty(0), ()

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segforge.config import METRIC_OF_TASK, EngineConfig
-from segforge.datasets.base import Sample, load_index, read_image, read_label_ids, require_disjoint
+from segforge.datasets.base import Index, Sample, load_index, read_image, read_label_ids, require_disjoint
+from segforge.datasets.panoptic import read_panoptic, resized, semantic_of
 from segforge.datasets.preprocess import InputSpec, network_input, resize_ids
 from segforge.errors import SegforgeError
 from segforge.files import sha256_file, write_csv, write_json
@@ -20,6 +21,7 @@ from segforge.progress import say, track
 from segforge.runtimes.base import Array, Runner
 from segforge.runtimes.build import engine_metadata, open_engine, paths_of
 from segforge.scores import metric_for
+from segforge.scores.decode import Outputs, class_ids, segments_of
 from segforge.scores.ledger import COLUMNS, hash_chain, ledger_rows
 
 OUTPUTS = 32  # images whose raw outputs are hashed, by evaluate and by benchmark alike
@@ -55,13 +57,13 @@ def prefetch(items: Iterable[Item], load: Callable[[Item], Loaded], ahead: int =
 
 def infer(
     runner: Runner, spec: InputSpec, items: Sequence[Item], read: Callable[[Item], NDArray[np.uint8]], batch: int
-) -> Iterator[tuple[Sequence[Item], list[NDArray[np.uint8]], Array]]:
-    """Items, their RGB images and the engine's raw output, batch by batch and in order.
+) -> Iterator[tuple[Sequence[Item], list[NDArray[np.uint8]], Outputs]]:
+    """Items, their RGB images and the engine's raw outputs, batch by batch and in order.
 
     The last batch is as small as it falls, or filled by repetition where the engine takes no such
-    batch; the output holds one row per item either way, and is overwritten by the next batch.
+    batch; the outputs hold one row per item either way, and are overwritten by the next batch.
     """
-    source, output = runner.inputs[0], runner.outputs[0]
+    source = runner.inputs[0]
 
     def load(part: Sequence[Item]) -> tuple[Sequence[Item], list[NDArray[np.uint8]], Array]:
         images = [read(item) for item in part]
@@ -71,12 +73,8 @@ def infer(
         return part, images, array
 
     for part, images, array in prefetch([items[i : i + batch] for i in range(0, len(items), batch)], load):
-        yield part, images, runner.run({source.name: array})[output.name][: len(part)]
-
-
-def class_ids(raw: Array, metadata: OnnxMetadata) -> Array:
-    """The decided classes of a raw output: [N, H, W] for ids or semantic logits, [N] for [N, C] logits."""
-    return raw if metadata.task == "semantic" and metadata.tail == "argmax" else raw.argmax(axis=1)
+        found = runner.run({source.name: array})
+        yield part, images, {spec.name: found[spec.name][: len(part)] for spec in runner.outputs}
 
 
 def score_runner(
@@ -84,28 +82,44 @@ def score_runner(
 ) -> Scored:
     """Score an open runner on `samples` at `batch`, at the labels' own size.
 
-    Class ids of another size than the label's are resized to it (nearest). Raises `SegforgeError`
-    for unreadable files, foreign label ids and batches outside the runner's range.
+    Class ids and segments of another size than the label's are resized to it (nearest). Raises
+    `SegforgeError` for unreadable files, foreign label ids and batches outside the runner's range.
     """
-    metric = metric_for(metadata.task, len(metadata.classes), metadata.void)
+    rows = infer(runner, metadata, samples, lambda sample: read_image(sample.image), batch)
+    shown = track(rows, f"scoring at batch {batch}", total=-(-len(samples) // batch), unit="batches")
+    return score_outputs(((part, raw) for part, _, raw in shown), metadata, limit_outputs=limit_outputs)
+
+
+def score_outputs(
+    rows: Iterable[tuple[Sequence[Sample], Outputs]], metadata: OnnxMetadata, *, limit_outputs: int = OUTPUTS
+) -> Scored:
+    """Score raw outputs, batch by batch, against the labels of the samples that they belong to."""
+    metric = metric_for(
+        metadata.task, len(metadata.classes), metadata.void, things=metadata.things, void_rule=metadata.void_rule
+    )
     digest = hashlib.sha256()
     kept: list[Array] = []
     seen = 0
-    rows = infer(runner, metadata, samples, lambda sample: read_image(sample.image), batch)
-    parts = -(-len(samples) // batch)
-    for part, _, raw in track(rows, f"scoring at batch {batch}", total=parts, unit="batches"):
+    for part, raw in rows:
         head = max(0, min(len(part), limit_outputs - seen))
         seen += len(part)
-        digest.update(raw[:head].tobytes())
+        for output in raw.values():
+            digest.update(output[:head].tobytes())
+        if metadata.task == "panoptic":
+            segments, labels = list(segments_of(raw, metadata)), [read_panoptic(sample) for sample in part]
+            kept += [semantic_of(found)[None] for found in segments[:head]]
+            pairs = zip(segments, labels, strict=True)
+            metric.update([resized(found, *label.ids.shape) for found, label in pairs], labels)
+            continue
         ids = class_ids(raw, metadata)
         if metadata.task == "classification":
             kept.append(ids)
-            metric.update(raw, np.array([sample.label for sample in part]))
+            metric.update(raw["logits"], np.array([sample.label for sample in part]))
             continue
         kept.append(ids[:head].copy())
         for sample, prediction in zip(part, ids, strict=True):
             label = read_label_ids(_label_path(sample))
-            metric.update(resize_ids(prediction.astype(np.uint8, copy=False), *label.shape), label)
+            metric.update(resize_ids(prediction, *label.shape), label)
     return Scored(metric.result(), digest.hexdigest(), np.concatenate(kept))
 
 
@@ -117,11 +131,12 @@ def outputs_digest(
     Batches are filled from `samples` beyond `n` where there are any, exactly as in scoring.
     """
     digest, left = hashlib.sha256(), n
-    for _, _, raw in infer(
+    for part, _, raw in infer(
         runner, metadata, samples[: -(-n // batch) * batch], lambda sample: read_image(sample.image), batch
     ):
-        digest.update(raw[:left].tobytes())
-        left = max(0, left - len(raw))
+        for output in raw.values():
+            digest.update(output[:left].tobytes())
+        left = max(0, left - len(part))
     return digest.hexdigest()
 
 
@@ -136,6 +151,16 @@ def require_batches(batches: Sequence[int], metadata: OnnxMetadata) -> None:
         )
 
 
+def require_classes(index: Index, metadata: OnnxMetadata) -> None:
+    """Raise `SegforgeError` unless the data set has the very classes that the network was trained for."""
+    if index.classes.get(metadata.task) != metadata.classes:
+        raise SegforgeError(
+            f"data set {index.name!r} has other {metadata.task} classes than the network was trained for: "
+            f"{index.classes.get(metadata.task)}",
+            expected=f"{len(metadata.classes)} classes: {', '.join(metadata.classes)}",
+        )
+
+
 def evaluate(config: EngineConfig) -> None:
     """Score the engine at every timed batch and write its ledger, per-class scores and output hashes.
 
@@ -145,12 +170,7 @@ def evaluate(config: EngineConfig) -> None:
     paths, metadata = paths_of(config), engine_metadata(config)
     require_batches(config.benchmark.batches, metadata)
     index = load_index(metadata.dataset)
-    if index.classes.get(metadata.task) != metadata.classes:
-        raise SegforgeError(
-            f"data set {index.name!r} has other {metadata.task} classes than the network was trained for: "
-            f"{index.classes.get(metadata.task)}",
-            expected=f"{len(metadata.classes)} classes: {', '.join(metadata.classes)}",
-        )
+    require_classes(index, metadata)
     samples = index.split(metadata.task, metadata.score_split)
     require_disjoint(metadata.train_images, [s.sha256[:16] for s in samples], "training images and scored images")
     steps = hash_chain(config, metadata)
@@ -164,7 +184,7 @@ def evaluate(config: EngineConfig) -> None:
     extras = {key: value for key, value in worst.items() if key not in ("score", "per_class")}
 
     write_csv(paths.detail("evaluate", "ledger.csv"), COLUMNS, rows)
-    column = "iou" if metadata.task == "semantic" else "top1"
+    column = {"semantic": "iou", "panoptic": "pq"}.get(metadata.task, "top1")
     write_csv(
         paths.detail("evaluate", "classes.csv"),
         ["class", column],

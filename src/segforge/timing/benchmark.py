@@ -49,6 +49,8 @@ def time_latencies(
         # Images differ in the time that they take to decode: a spread there is not the machine's.
         steady = quantity != "end_to_end"
         spent, settled = measure.warm_up(work, settings)
+        if isinstance(work, measure.EndToEnd):
+            work.parts = dict.fromkeys(work.parts, 0.0)  # the warm-up does not count
         with CpuWatch() as cpu, GpuWatch(runner.device_kind == "gpu") as gpu:
             seconds = measure.samples_of(work, settings)
         seen = Circumstances(
@@ -67,6 +69,9 @@ def time_latencies(
             **cpu.record(),
             **gpu.record(),
         }
+        if isinstance(work, measure.EndToEnd):
+            total = sum(work.parts.values())
+            record |= {f"{name}_share": round(part / total, 4) for name, part in work.parts.items()}
         figures.append(Figure(batch, quantity, seconds, len(seconds), mean, seen, record))
     return figures
 

@@ -12,7 +12,7 @@ from segforge.datasets.base import Sample, read_image
 from segforge.datasets.preprocess import network_input, resize_ids
 from segforge.onnx.metadata import OnnxMetadata
 from segforge.runtimes.base import Array, Runner
-from segforge.scores.evaluate import class_ids
+from segforge.scores.decode import class_ids, segments_of
 
 AGREE = 0.02  # two warm-up windows whose medians differ by less have settled
 
@@ -59,11 +59,9 @@ def latencies(
 
     `compute`: the engine alone, by its device's clock. `transfers_compute`: inputs to the device,
     compute, outputs back. `end_to_end`: image files decoded one after the other, resized, normalised,
-    computed, and the class ids brought back to each image's own size.
+    computed, and the class ids or segments brought back to each image's own size.
     """
-    name, output = runner.inputs[0].name, runner.outputs[0].name
     inputs = feed(runner, metadata, samples, batch)
-    files = cycle(sample.image for sample in samples)
     runner.run(next(inputs))  # once through every check; the timed runs leave the checks out
 
     def compute() -> float:
@@ -78,19 +76,42 @@ def latencies(
         runner.fetch()
         return time.perf_counter() - start
 
-    def end_to_end() -> float:
-        paths = [next(files) for _ in range(batch)]
+    return {
+        "compute": compute,
+        "transfers_compute": transfers_compute,
+        "end_to_end": EndToEnd(runner, metadata, samples, batch),
+    }
+
+
+class EndToEnd:
+    """From image files to class ids or segments of each image's own size; `parts` adds up where the time went."""
+
+    def __init__(self, runner: Runner, metadata: OnnxMetadata, samples: Sequence[Sample], batch: int) -> None:
+        self._runner, self._metadata, self._batch = runner, metadata, batch
+        self._files = cycle(sample.image for sample in samples)
+        self.parts = dict.fromkeys(("before_engine", "engine", "after_engine"), 0.0)  # seconds
+
+    def __call__(self) -> float:
+        paths = [next(self._files) for _ in range(self._batch)]
         start = time.perf_counter()
         images = [read_image(path) for path in paths]
-        runner.load({name: network_input(images, metadata)})
-        runner.execute()
-        ids = class_ids(runner.fetch()[output], metadata)
-        if metadata.task != "classification":
-            for image, prediction in zip(images, ids, strict=True):
-                resize_ids(prediction.astype("uint8", copy=False), *image.shape[:2])
-        return time.perf_counter() - start
-
-    return {"compute": compute, "transfers_compute": transfers_compute, "end_to_end": end_to_end}
+        array = network_input(images, self._metadata)
+        ready = time.perf_counter()
+        self._runner.load({self._runner.inputs[0].name: array})
+        self._runner.execute()
+        outputs = self._runner.fetch()
+        computed = time.perf_counter()
+        if self._metadata.task == "panoptic":
+            for image, (ids, _) in zip(images, segments_of(outputs, self._metadata), strict=True):
+                resize_ids(ids, *image.shape[:2])
+        else:
+            found = class_ids(outputs, self._metadata)
+            for image, prediction in zip(images, found if found.ndim == 3 else (), strict=False):
+                resize_ids(prediction, *image.shape[:2])
+        end = time.perf_counter()
+        for name, seconds in zip(self.parts, (ready - start, computed - ready, end - computed), strict=True):
+            self.parts[name] += seconds
+        return end - start
 
 
 def throughput(

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from segforge.config import Augment, Input
 
+Size = tuple[int, int]  # height, width
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -27,26 +28,28 @@ def rgb_mean(spec: Input) -> list[float]:
     return spec.mean[::-1] if spec.colour_order == "bgr" else spec.mean
 
 
-def draw_affine(count: int, augment: Augment, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Matrices [count, 2, 3] from output to input, both in -1..1, for an output of `size` pixels.
+def draw_affine(
+    count: int, augment: Augment, size: Size, generator: torch.Generator, *, crop: Size | None = None
+) -> torch.Tensor:
+    """Matrices [count, 2, 3] from output to input, both in -1..1, for an output of `crop` or `size` pixels.
 
-    Scale 1 without rotation is a plain resize of the whole image. A larger image is cropped at a
-    uniform place; a smaller one lies wholly inside at a uniform place.
+    Scale 1 without rotation is a resize of the image to `size`, from which `crop` is cut. A larger
+    image is cropped at a uniform place; a smaller one lies wholly inside at a uniform place.
     """
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
     height, width = size
+    tall, wide = (crop[0] / height, crop[1] / width) if crop else (1.0, 1.0)  # the output, in images of scale 1
     zoom = 1 / uniform(augment.scale[0], augment.scale[1])
     angle = uniform(-augment.rotate_deg, augment.rotate_deg) * (math.pi / 180)
     flip = torch.where(uniform(0, 1) < (0.5 if augment.flip else 0.0), -1.0, 1.0)
-    room = (1 - zoom).abs()
-    x, y = uniform(-1, 1) * room, uniform(-1, 1) * room
+    x, y = uniform(-1, 1) * (1 - zoom * wide).abs(), uniform(-1, 1) * (1 - zoom * tall).abs()
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     # Angles are in pixels, coordinates in halves of the sides: hence the ratio of the sides.
-    row_x = torch.stack([cos * flip, -sin * (height / width), x], -1)
-    row_y = torch.stack([sin * (width / height) * flip, cos, y], -1)
+    row_x = torch.stack([cos * wide * flip, -sin * tall * (height / width), x], -1)
+    row_y = torch.stack([sin * wide * (width / height) * flip, cos * tall, y], -1)
     return torch.stack([row_x, row_y], 1)
 
 
@@ -102,14 +105,17 @@ def augment_batch(
     spec: Input,
     void: int,
     generator: torch.Generator,
+    crop: Size | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A training batch from RGB uint8 images [N, 3, H, W] and labels: ids [N, H, W] or classes [N].
 
-    Returns normalised float32 [N, 3, height, width] of the recipe's input and int64 labels.
+    Returns normalised float32 [N, 3, height, width] of the recipe's input, or of the `crop` from it, and
+    int64 labels.
     `generator` is on the CPU, so that a batch is the same on every device.
     """
-    size = (spec.height, spec.width)
-    affine = draw_affine(len(images), augment, size, generator).to(images.device, non_blocking=True)
+    whole = spec.height, spec.width
+    size = crop or whole
+    affine = draw_affine(len(images), augment, whole, generator, crop=crop).to(images.device, non_blocking=True)
     ids = labels if labels.ndim == 3 else None
     warped, moved = warp(images, ids, affine, size, fill=rgb_mean(spec), void=void)
     network_images = normalise(jitter(warped, augment, generator), spec)

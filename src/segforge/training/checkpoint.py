@@ -12,11 +12,12 @@ from segforge.architectures import build_network
 from segforge.config import NetworkConfig
 from segforge.errors import SegforgeError
 from segforge.files import atomic_file, atomic_folder, read_json, sha256_file, write_json
+from segforge.layout import VariantPaths
 
-Weights = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
-def host_copy(network: torch.nn.Module) -> Weights:
+def host_copy(network: torch.nn.Module) -> Tensors:
     """The network's weights in plain memory order on the CPU, apart from the network."""
     return {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -25,24 +26,28 @@ def host_copy(network: torch.nn.Module) -> Weights:
 
 
 def builder_options(config: NetworkConfig) -> dict[str, Any]:
-    """The keyword arguments of the architecture's builder: the model's and the backbone's."""
-    return {**config.model.options, **config.backbone.options}
+    """The keyword arguments of the architecture's builder, less those of inference alone."""
+    things = {"things": things_of(config)} if config.model.task == "panoptic" else {}
+    return {**config.model.options, **config.backbone.options, **things}
 
 
-def train_command(config: NetworkConfig) -> str:
-    """What to type to train this variant."""
-    return (
-        f"python stages/train.py model={config.model.name} backbone={config.backbone.name} "
-        f"dataset={config.dataset.name}"
-    )
+def network_options(config: NetworkConfig) -> dict[str, Any]:
+    """All keyword arguments of the architecture's builder."""
+    inference = config.model.inference
+    return {**builder_options(config), **({"inference": asdict(inference)} if inference else {})}
+
+
+def things_of(config: NetworkConfig) -> list[int]:
+    """The ids of the data set's classes that are things."""
+    return [i for i, name in enumerate(config.dataset.classes.get("panoptic", [])) if name in config.dataset.things]
 
 
 def save_checkpoint(
     folder: Path,
     config: NetworkConfig,
     *,
-    best: Weights,
-    last: Weights,
+    best: Tensors,
+    last: Tensors,
     classes: list[str],
     epoch: int,
     scores: dict[str, float],
@@ -85,7 +90,7 @@ def read_checkpoint(folder: Path, config: NetworkConfig) -> dict[str, Any]:
 
     Raises `SegforgeError` saying which of them differs, or that the weights are missing or altered.
     """
-    made_by = train_command(config)
+    made_by = VariantPaths(config.variant).command("train")
     found: dict[str, Any] = read_json(folder / "checkpoint.json", made_by=made_by)
     names = config.dataset.classes.get(config.model.task, [])
     wanted = {
@@ -119,7 +124,9 @@ def load_checkpoint(folder: Path, config: NetworkConfig) -> torch.nn.Module:
     """The network with the best weights of `folder`, on the CPU, in eval mode; checked by `read_checkpoint`."""
     found = read_checkpoint(folder, config)
     network = build_network(
-        config.model.name, config.backbone.name, classes=len(found["classes"]), options=builder_options(config)
+        config.model.builder, config.backbone.name,
+        classes=len(found["classes"]),
+        options=network_options(config),
     )
     weights = folder / "best.safetensors"
     try:
@@ -127,7 +134,7 @@ def load_checkpoint(folder: Path, config: NetworkConfig) -> torch.nn.Module:
     except (SafetensorError, RuntimeError) as error:
         raise SegforgeError(
             f"{weights} does not fit {config.model.name} on {config.backbone.name}: {error}",
-            hint=train_command(config),
+            hint=VariantPaths(config.variant).command("train"),
         ) from error
     return network.eval()
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from segforge.datasets.base import Sample, read_image, read_label_ids
+from segforge.datasets.panoptic import instance_map
 from segforge.datasets.preprocess import resize_ids, resize_image
 from segforge.progress import track
 
@@ -34,7 +35,8 @@ def common_size(samples: Sequence[Sample]) -> Size | None:
 class Images:
     """The samples of a split: uint8 RGB images [N, 3, *image_size] and their labels.
 
-    Labels are uint8 ids [N, *label_size] (semantic) or int64 classes [N]. What fits into
+    Labels are uint8 ids [N, *label_size] (semantic), int32 instance maps of the same shape (panoptic,
+    with the ids of the `things`) or int64 classes [N]. What fits into
     `memory_bytes` is decoded once, and lies on the device where that is CUDA with room for it.
     """
 
@@ -45,13 +47,16 @@ class Images:
         label_size: Size,
         device: torch.device,
         what: str,
+        *,
+        things: Sequence[int] = (),
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self._samples, self._image_size, self._label_size = samples, image_size, label_size
-        self._device = device
+        self._device, self._things = device, things
         self._decoded: Batch | None = None
-        pixels = 3 * image_size[0] * image_size[1] + label_size[0] * label_size[1]
-        if pixels * len(samples) <= memory_bytes:
+        # An instance map has four bytes a pixel, an image three, class ids one.
+        per_image = 3 * image_size[0] * image_size[1] + 4 * label_size[0] * label_size[1]
+        if per_image * len(samples) <= memory_bytes:
             with ThreadPoolExecutor() as pool:
                 rows = list(
                     track(pool.map(self._read, samples), f"{what}: decoding", total=len(samples), unit="images")
@@ -92,6 +97,8 @@ class Images:
 
     def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         image = resize_image(read_image(sample.image), *self._image_size).transpose(2, 0, 1)
+        if self._things:
+            return image, resize_ids(instance_map(sample, self._things), *self._label_size)
         if isinstance(sample.label, Path):
             return image, resize_ids(read_label_ids(sample.label), *self._label_size)
         return image, np.asarray(sample.label, np.int64)

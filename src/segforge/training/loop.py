@@ -9,28 +9,41 @@ from typing import Any
 import torch
 
 from segforge import layout
-from segforge.architectures import build_network, load_backbone_weights, read_state_dict, registry, wrap_for_inference
-from segforge.config import METRIC_OF_TASK, NetworkConfig
+from segforge.architectures import (
+    Architecture,
+    build_network,
+    load_backbone_weights,
+    load_network_weights,
+    read_state_dict,
+    registry,
+    wrap_for_inference,
+)
+from segforge.config import METRIC_OF_TASK, Inference, NetworkConfig, Weights
 from segforge.datasets.base import Index, Sample, load_index, require_disjoint
 from segforge.datasets.download import fetch
+from segforge.datasets.panoptic import read_panoptic, resized
 from segforge.errors import SegforgeError
 from segforge.files import json_text, sha256_bytes, write_csv, write_json
+from segforge.onnx.metadata import PANOPTIC_OUTPUTS
 from segforge.progress import say, track
 from segforge.runtimes.base import usable_cores
 from segforge.runtimes.torch import tune_allocator
 from segforge.scores import metric_for
+from segforge.scores.decode import panoptic_segments
 from segforge.training.augment import augment_batch, normalise
 from segforge.training.checkpoint import (
-    Weights,
-    builder_options,
+    Tensors,
     host_copy,
     load_state,
+    network_options,
     save_checkpoint,
     save_state,
+    things_of,
 )
 from segforge.training.data import Images, Size, common_size
 from segforge.training.losses import inverse_log_weights, training_loss
 from segforge.training.optimisation import Average, learning_rate, make_optimizer, set_learning_rate
+from segforge.training.panoptic import panoptic_loss
 
 CURVES = ("epoch", "step", "lr", "loss", "score")
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +55,7 @@ class Progress:
 
     epoch: int = 0  # epochs that are done
     curves: list[dict[str, Any]] = field(default_factory=list)
-    best: Weights | None = None
+    best: Tensors | None = None
     best_epoch: int = 0
     best_score: float | None = None
 
@@ -72,13 +85,13 @@ def train(config: NetworkConfig) -> None:
     for _ in run.epochs():
         save_state(paths.training_state, key, run.state())
     progress, last = run.progress, host_copy(run.deployed)
-    if recipe.training.select is None:
+    if recipe.training.select is None or not progress.epoch:
         progress.best, progress.best_epoch = last, progress.epoch
     assert progress.best is not None
-    scores = {} if progress.best_score is None else {str(recipe.training.select): progress.best_score}
+    scores: dict[str, float] = {} if progress.best_score is None else {str(recipe.training.select): progress.best_score}
     write_csv(paths.curves, CURVES, progress.curves)
     figures: dict[str, Any] = {"epochs": progress.epoch, "best_epoch": progress.best_epoch}
-    figures["loss"] = progress.curves[-1]["loss"]
+    figures["loss"] = progress.curves[-1]["loss"] if progress.curves else None  # none: the weights as they came
     if progress.best_score is not None:
         figures[METRIC_OF_TASK[config.model.task]] = progress.best_score
     write_json(paths.metrics("train"), figures)
@@ -108,7 +121,7 @@ def run_key(config: NetworkConfig, samples: list[Sample], device: torch.device) 
     """The hash of everything that decides the weights: a state under another key is not gone on from."""
     decides = {
         "seed": config.seed,
-        "model": asdict(config.model),
+        "model": {**asdict(config.model), "inference": None},
         "backbone": asdict(config.backbone),
         "training": asdict(config.recipe.training),
         "input": asdict(config.recipe.input),
@@ -125,8 +138,6 @@ def run_key(config: NetworkConfig, samples: list[Sample], device: torch.device) 
 
 def _training_samples(config: NetworkConfig, index: Index) -> list[Sample]:
     task, training = config.model.task, config.recipe.training
-    if task not in ("semantic", "classification"):
-        raise SegforgeError(f"no training for {task} networks", expected="semantic or classification")
     samples = [sample for split in training.splits for sample in index.split(task, split)]
     if len(samples) < 2:
         raise SegforgeError(f"{len(samples)} images to train on", expected="2 or more: batch norm needs a batch")
@@ -136,41 +147,57 @@ def _training_samples(config: NetworkConfig, index: Index) -> list[Sample]:
     return samples
 
 
+def _start_from(network: torch.nn.Module, architecture: Architecture, weights: Weights, classes: int) -> None:
+    """Fill the network, or its backbone, from the recipe's file."""
+    state = read_state_dict(fetch(weights), weights.name)
+    if weights.holds == "network":
+        load_network_weights(network, architecture, state, classes)
+    else:
+        load_backbone_weights(network, architecture.backbone_part, architecture.convert(network, state))
+
+
 class Run:
     """A network, its optimiser and its data on a device, from one epoch to the next."""
 
     def __init__(self, config: NetworkConfig, index: Index, samples: list[Sample], device: torch.device) -> None:
         self._config, self._training, self._device = config, config.recipe.training, device
         self._task, self._classes = config.model.task, len(index.classes[config.model.task])
-        self._void = index.void
+        # Instance maps have their own void: 255 is as good a number as any other there.
+        self._void, self._label_void = index.void, -1 if self._task == "panoptic" else index.void
+        self._things = things_of(config) if self._task == "panoptic" else []
+        self._inference = config.model.inference or Inference()
         self.progress = Progress()
         torch.manual_seed(config.seed)
         network = build_network(
-            config.model.name, config.backbone.name, classes=self._classes, options=builder_options(config)
+            config.model.builder,
+            config.backbone.name,
+            classes=self._classes,
+            options=network_options(config),
         )
-        part, multiple = registry[config.model.name].backbone_part, registry[config.model.name].input_multiple
-        spec = config.recipe.input
-        if spec.height % multiple or spec.width % multiple:
-            raise SegforgeError(
-                f"{config.model.name} cannot take an input of {spec.height}x{spec.width}",
-                expected=f"recipe.input.height and width that are multiples of {multiple}",
-            )
+        architecture = registry[config.model.builder]
+        spec, crop = config.recipe.input, self._training.crop
+        self._crop: Size | None = (crop[0], crop[1]) if crop else None
+        whole = spec.height, spec.width
+        for what, (height, width) in (("input", whole), ("training.crop", self._crop or whole)):
+            if height % architecture.input_multiple or width % architecture.input_multiple:
+                raise SegforgeError(
+                    f"{config.model.name} cannot take an image of {height}x{width}",
+                    expected=f"recipe.{what} with multiples of {architecture.input_multiple}",
+                )
         if config.recipe.weights:
-            name = config.recipe.weights.name
-            load_backbone_weights(network, part, read_state_dict(fetch(config.recipe.weights), name))
+            _start_from(network, architecture, config.recipe.weights, self._classes)
         self._network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._images = self._load(samples, "training images", as_scored=False)
         self._batch = min(self._training.batch, len(samples))
         self._epoch_steps = len(samples) // self._batch
         self._steps = self._training.epochs * self._epoch_steps
         select = self._training.select
-        self._validation = (
-            self._load(index.split(self._task, select), f"{select} images", as_scored=True) if select else None
-        )
+        self._validated = index.split(self._task, select) if select else None
+        self._validation = self._load(self._validated, f"{select} images", as_scored=True) if self._validated else None
         self._weights: torch.Tensor | None = None
         if self._training.loss.class_weights == "inverse_log":
             self._weights = inverse_log_weights(self._images.class_counts(self._classes)).to(device)
-        self._optimizer = make_optimizer(self._network, part, self._training)
+        self._optimizer = make_optimizer(self._network, architecture.backbone_part, self._training)
         self._scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self._training.amp == "fp16")
         self._average = Average(self._network, self._training.ema_decay) if self._training.ema_decay else None
         torch.backends.cudnn.benchmark = True
@@ -217,19 +244,15 @@ class Run:
             next(ticks, None)
             step = epoch * self._epoch_steps + number
             set_learning_rate(self._optimizer, learning_rate(step, self._steps, self._training))
-            images, labels = augment_batch(images, labels, augment, spec, self._void, generator)
+            images, labels = augment_batch(images, labels, augment, spec, self._label_void, generator, self._crop)
             with self._autocast():
-                logits = self._network(images.contiguous(memory_format=torch.channels_last))
-            loss = training_loss(
-                logits,
-                labels,
-                self._training.loss,
-                void=self._void,
-                weights=self._weights,
-                progress=step / self._steps,
-            )
+                outputs = self._network(images.contiguous(memory_format=torch.channels_last))
+            loss = self._loss(outputs, labels, step / self._steps)
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(self._scaler.scale(loss))
+            if self._training.gradient_clip:
+                self._scaler.unscale_(self._optimizer)
+                torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._training.gradient_clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()
             if self._average:
@@ -237,27 +260,48 @@ class Run:
             total += loss.detach()
         return float(total) / self._epoch_steps
 
+    def _loss(self, outputs: Any, labels: torch.Tensor, progress: float) -> torch.Tensor:
+        if self._task == "panoptic":
+            return panoptic_loss(self._network, outputs, labels)
+        return training_loss(
+            outputs, labels, self._training.loss, void=self._void, weights=self._weights, progress=progress
+        )
+
     @torch.inference_mode()
     def _validate(self) -> float:
-        assert self._validation is not None
+        """The score of the deployed network on the selecting split, at the labels' size."""
+        assert self._validation is not None and self._validated is not None
         spec = self._config.recipe.input
         network = wrap_for_inference(
             self.deployed, self._task, "argmax", *self._label_size(), "nchw_float32", spec.mean, spec.std
         )
-        metric = metric_for(self._task, self._classes, self._void)
+        metric = metric_for(
+            self._task,
+            self._classes,
+            self._void,
+            things=self._things,
+            void_rule=self._config.dataset.void_rule,
+        )
         order = torch.split(torch.arange(len(self._validation)), self._batch)
-        for images, labels in self._validation.batches(order):
-            predictions = network(normalise(images, spec).contiguous(memory_format=torch.channels_last))
-            metric.update(predictions.cpu().numpy(), labels.cpu().numpy())
+        for chosen, (images, labels) in zip(order, self._validation.batches(order), strict=True):
+            found = network(normalise(images, spec).contiguous(memory_format=torch.channels_last))
+            if self._task == "panoptic":
+                arrays = {name: value.cpu().numpy() for name, value in zip(PANOPTIC_OUTPUTS, found, strict=True)}
+                segments = panoptic_segments(arrays, self._classes, self._things, self._inference)
+                wanted = [read_panoptic(self._validated[i]) for i in chosen.tolist()]
+                pairs = zip(segments, wanted, strict=True)
+                metric.update([resized(found, *label.ids.shape) for found, label in pairs], wanted)
+            else:
+                metric.update(found.cpu().numpy(), labels.cpu().numpy())
         return float(metric.result()["score"])
 
     def _load(self, samples: list[Sample], what: str, *, as_scored: bool) -> Images:
         spec = self._config.recipe.input
         fed = (spec.height, spec.width)
         if as_scored:
-            return Images(samples, fed, self._label_size(), self._device, what)
+            return Images(samples, fed, self._label_size(), self._device, what, things=self._things)
         stored = common_size(samples) or fed
-        return Images(samples, stored, stored, self._device, what)
+        return Images(samples, stored, stored, self._device, what, things=self._things)
 
     def _label_size(self) -> Size:
         data, spec = self._config.dataset, self._config.recipe.input

@@ -1,5 +1,8 @@
 """Losses over logits [N, classes, …] and labels [N, …]; void is neither trained on nor counted."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
@@ -13,7 +16,7 @@ def inverse_log_weights(counts: torch.Tensor) -> torch.Tensor:
 
 
 def training_loss(
-    logits: torch.Tensor,
+    logits: torch.Tensor | Sequence[torch.Tensor],
     labels: torch.Tensor,
     loss: Loss,
     *,
@@ -23,14 +26,25 @@ def training_loss(
 ) -> torch.Tensor:
     """The recipe's loss at `progress` (0..1) of the schedule, a scalar.
 
-    Semantic logits [N, classes, h, w] are resized to the labels' size first, bilinear. With `ohem`,
-    from `ohem_start` on only the hardest `ohem_fraction` of the labelled pixels count.
+    Semantic logits [N, classes, h, w] are resized to the labels' size first, bilinear. Of several
+    logits the first counts whole, the auxiliary heads' `auxiliary_weight` each. With `ohem`, from
+    `ohem_start` on only the hardest `ohem_fraction` of the labelled pixels count; with
+    `ohem_threshold`, those to which the network gives less than that probability, but at least the
+    share `ohem_least` (BiSeNet, arXiv 1808.00897).
     """
+    if not isinstance(logits, torch.Tensor):
+        main, *auxiliary = (
+            training_loss(one, labels, loss, void=void, weights=weights, progress=progress) for one in logits
+        )
+        return main + loss.auxiliary_weight * sum(auxiliary, torch.zeros_like(main))
     logits = logits.float()
     if labels.ndim == 3 and logits.shape[-2:] != labels.shape[-2:]:
         logits = functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     if loss.name == "ohem" and progress >= loss.ohem_start:
         return hard_cross_entropy(logits, labels, loss.ohem_fraction, void, weights, loss.label_smoothing)
+    if loss.name == "ohem_threshold":
+        hard = -math.log(loss.ohem_threshold)
+        return hard_cross_entropy(logits, labels, loss.ohem_least, void, weights, loss.label_smoothing, above=hard)
     return functional.cross_entropy(
         logits, labels, weight=weights, ignore_index=void, label_smoothing=loss.label_smoothing
     )
@@ -43,8 +57,13 @@ def hard_cross_entropy(
     void: int,
     weights: torch.Tensor | None = None,
     smoothing: float = 0.0,
+    *,
+    above: float = math.inf,
 ) -> torch.Tensor:
-    """Mean cross entropy over the hardest `fraction` of the labelled pixels (arXiv 1604.03540)."""
+    """Mean cross entropy over the hardest pixels (arXiv 1604.03540).
+
+    Those are the hardest `fraction` of the labelled ones, and all whose loss is larger than `above`.
+    """
     losses = functional.cross_entropy(
         logits, labels, weight=weights, ignore_index=void, reduction="none", label_smoothing=smoothing
     ).flatten()
@@ -52,7 +71,8 @@ def hard_cross_entropy(
     # Sorting keeps the count on the device; torch.topk would have to wait for it.
     order = torch.where(known, losses.detach(), -1.0).argsort(descending=True)
     rank = torch.arange(len(order), device=order.device)
-    chosen = (rank < (known.sum() * fraction).ceil()).float()
+    hard = losses.detach()[order] > above  # never a void pixel: its loss is 0
+    chosen = ((rank < (known.sum() * fraction).ceil()) | hard).float()
     hardest = losses[order] * chosen
     if weights is None:
         return hardest.sum() / chosen.sum().clamp(min=1)

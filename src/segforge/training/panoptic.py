@@ -1,0 +1,211 @@
+"""PanopticFCN's targets and losses (arXiv 2012.00720), over whole batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from segforge.architectures.panopticfcn import PanopticFCN, Predictions
+from segforge.datasets.base import INSTANCES
+
+# Square roots of box areas, in pixels, that each level answers for; they overlap on purpose.
+SCALES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
+POSITIVES = 7  # places of a thing whose kernels are trained
+OVERLAP = 0.7  # of boxes whose centres still count as near (CornerNet, arXiv 1808.01244)
+POSITION_WEIGHT, MASK_WEIGHT = 1.0, 3.0
+ALPHA, GAMMA = 0.25, 2.0  # focal loss (arXiv 1708.02002)
+
+
+@dataclass(frozen=True)
+class Things:
+    """The things of a batch, one after another."""
+
+    image: torch.Tensor  # int64 [n]: which image of the batch
+    kind: torch.Tensor  # int64 [n]: which of the thing classes
+    masks: torch.Tensor  # float32 [n, H/4, W/4], 0..1
+    centre: torch.Tensor  # float32 [n, 2]: mean row and column, at stride 4
+    size: torch.Tensor  # float32 [n, 2]: height and width of the box, in pixels
+
+
+def panoptic_loss(
+    network: PanopticFCN, predictions: Predictions, labels: torch.Tensor, *, positives: int = POSITIVES
+) -> torch.Tensor:
+    """The sum of the four losses, a scalar: positions of things and stuff, masks of things and stuff.
+
+    `labels` are instance maps int64 [N, H, W] (class * INSTANCES + number, negative where void);
+    void pixels are left out of the masks.
+    """
+    features = predictions.features.float().flatten(2)  # [N, E, P]
+    size = predictions.features.shape[2:]
+    known = functional.interpolate((labels >= 0).float().unsqueeze(1), size=size, mode="bilinear", align_corners=False)
+    known = (known > 0.5).float().flatten(1)  # [N, P]
+    things = find_things(labels, network.things, (size[0], size[1]))
+    regions = stuff_regions(labels, network.things, network.stuff, (size[0], size[1]))
+    totals = {name: features.new_zeros(()) for name in ("position things", "position stuff", "things", "stuff")}
+    counts = dict.fromkeys(totals, 0)
+    for level, (centre, region, kernels) in enumerate(
+        zip(predictions.centres, predictions.regions, predictions.kernels, strict=True)
+    ):
+        centre, region, kernels = centre.float(), region.float(), kernels.float()
+        chosen = of_level(things, level)
+        totals["position things"] += focal_loss(centre, centre_targets(chosen, centre.shape, size)).sum()
+        target = functional.interpolate(regions, size=region.shape[2:], mode="bilinear", align_corners=False)
+        target = torch.where(target < 0.5, 0.0, target.clamp(max=1))
+        totals["position stuff"] += focal_loss(region, target).mean((2, 3)).sum()
+        if len(chosen.image):
+            weights, found = thing_kernels(centre, kernels, chosen, positives)
+            embedded = _embedded(network.thing_generator, found)  # [n, k, E]
+            predicted = torch.einsum("nke,nep->nkp", embedded, features.index_select(0, chosen.image)).sigmoid()
+            lost = dice_loss(predicted, chosen.masks.flatten(1).unsqueeze(1), known[chosen.image].unsqueeze(1))
+            totals["things"] += (lost * weights).sum()
+            counts["things"] += len(chosen.image)
+        present = target.flatten(2).sum(2) > 0  # [N, S]
+        image, kind = present.nonzero(as_tuple=True)
+        if len(image):
+            inside = (target[image, kind] > 0).float()
+            pooled = (inside.unsqueeze(1) * kernels.index_select(0, image)).mean((2, 3))
+            embedded = _embedded(network.stuff_generator, pooled)
+            predicted = torch.einsum("ne,nep->np", embedded, features.index_select(0, image)).sigmoid()
+            totals["stuff"] += dice_loss(predicted, regions[image, kind].flatten(1), known[image]).sum()
+            counts["stuff"] += len(image)
+    counts["position things"], counts["position stuff"] = counts["things"], len(labels)
+    weight = {"things": MASK_WEIGHT, "stuff": MASK_WEIGHT}
+    parts = [weight.get(name, POSITION_WEIGHT) * total / max(counts[name], 1) for name, total in totals.items()]
+    return torch.stack(parts).sum()
+
+
+def find_things(labels: torch.Tensor, things: Sequence[int], size: tuple[int, int]) -> Things:
+    """Every thing of instance maps int64 [N, H, W], its mask at `size` (bilinear)."""
+    kinds = torch.tensor(things, device=labels.device)
+    image, kind, masks, centre, box = [], [], [], [], []
+    for number, label in enumerate(labels):
+        ids = label.unique()
+        match = (ids // INSTANCES).unsqueeze(1) == kinds  # [ids, kinds]
+        ids, which = ids[match.any(1)], match[match.any(1)].int().argmax(1)
+        if not len(ids):
+            continue
+        whole = (label == ids.reshape(-1, 1, 1)).float()
+        small = functional.interpolate(whole.unsqueeze(0), size=size, mode="bilinear", align_corners=False)[0]
+        seen = small > 0
+        large = seen.flatten(1).any(1)  # a thing may vanish at a quarter of the size
+        if not large.any():
+            continue
+        whole, small, seen, which = whole[large], small[large], seen[large], which[large]
+        area = seen.flatten(1).sum(1)
+        lines = [seen.sum(2).float(), seen.sum(1).float()]  # per row, per column
+        means = [(line * torch.arange(line.shape[1], device=line.device)).sum(1) / area for line in lines]
+        spans = [_span(whole.any(axis)) for axis in (2, 1)]
+        image.append(torch.full_like(which, number))
+        kind.append(which)
+        masks.append(small)
+        centre.append(torch.stack(means, 1))
+        box.append(torch.stack(spans, 1))
+    if not image:
+        none = torch.zeros(0, dtype=torch.int64, device=labels.device)
+        empty = torch.zeros(0, 2, device=labels.device)
+        return Things(none, none, torch.zeros(0, *size, device=labels.device), empty, empty)
+    return Things(torch.cat(image), torch.cat(kind), torch.cat(masks), torch.cat(centre), torch.cat(box))
+
+
+def _span(line: torch.Tensor) -> torch.Tensor:
+    """The length from the first to the last True of each row of bool [n, L]; float32 [n]."""
+    first = line.int().argmax(1)
+    last = line.shape[1] - 1 - line.flip(1).int().argmax(1)
+    return (last - first + 1).float()
+
+
+def stuff_regions(
+    labels: torch.Tensor, things: Sequence[int], stuff: Sequence[int], size: tuple[int, int]
+) -> torch.Tensor:
+    """The share of each place that "some thing" and each stuff class take: float32 [N, 1 + stuff, *size]."""
+    table = torch.zeros(max(*things, *stuff) + 2, dtype=torch.int64, device=labels.device)
+    table[torch.tensor(stuff, device=labels.device)] = torch.arange(1, 1 + len(stuff), device=labels.device)
+    table[-1] = 1 + len(stuff)  # void, dropped below
+    kinds = torch.where(labels >= 0, labels // INSTANCES, len(table) - 1)
+    whole = functional.one_hot(table[kinds], 2 + len(stuff))[..., :-1].permute(0, 3, 1, 2).float()
+    return functional.interpolate(whole, size=size, mode="bilinear", align_corners=False)
+
+
+def of_level(things: Things, level: int) -> Things:
+    """Those whose size the level answers for."""
+    side = things.size.prod(1).sqrt()
+    low, high = SCALES[level]
+    keep = (side >= low) & (side <= high)
+    return Things(*(value[keep] for value in vars(things).values()))
+
+
+def centre_targets(things: Things, shape: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """A Gaussian around the centre of each thing: float32 of `shape` [N, kinds, h, w]; the highest counts.
+
+    `size` is that of the masks. The Gaussian's diameter is three deviations.
+    """
+    batch, kinds, height, width = shape
+    target = torch.zeros(batch * kinds, height * width, device=things.masks.device)
+    if len(things.image):
+        ratio = torch.tensor([height / size[0], width / size[1]], device=target.device)
+        middle = (things.centre * ratio).long()
+        radius = gaussian_radius(*(things.size * ratio / 4).unbind(1)).clamp(min=0).long().reshape(-1, 1, 1)
+        rows = torch.arange(height, device=target.device).reshape(1, -1, 1) - middle[:, 0].reshape(-1, 1, 1)
+        columns = torch.arange(width, device=target.device).reshape(1, 1, -1) - middle[:, 1].reshape(-1, 1, 1)
+        sigma = (2 * radius + 1) / 3
+        bells = torch.exp(-(rows**2 + columns**2) / (2 * sigma**2))
+        bells = torch.where((rows.abs() <= radius) & (columns.abs() <= radius), bells, 0.0)
+        where = (things.image * kinds + things.kind).unsqueeze(1).expand(-1, height * width)
+        target.scatter_reduce_(0, where, bells.flatten(1), "amax")
+    return target.reshape(batch, kinds, height, width)
+
+
+def gaussian_radius(height: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """How far a corner may move for a box to keep `OVERLAP` with the first: the least of the three cases.
+
+    As CornerNet's published code has it, which divides each root by 2 and not by twice the leading
+    coefficient; later detectors, PanopticFCN among them, were trained with these radii.
+    """
+    total, area = height + width, height * width
+    cases = (
+        (1.0, total, area * (1 - OVERLAP) / (1 + OVERLAP)),
+        (4.0, 2 * total, area * (1 - OVERLAP)),
+        (4 * OVERLAP, -2 * OVERLAP * total, area * (OVERLAP - 1)),
+    )
+    roots = [(b + (b**2 - 4 * a * c).sqrt()) / 2 for a, b, c in cases]
+    return torch.stack(roots).amin(0)
+
+
+def thing_kernels(
+    centre: torch.Tensor, kernels: torch.Tensor, things: Things, positives: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each thing the kernels at its best scored places inside, and their weights, which sum to 1.
+
+    `centre` logits [N, kinds, h, w], `kernels` [N, C, h, w]; gives float32 [n, k] and [n, k, C].
+    """
+    height, width = centre.shape[2:]
+    inside = functional.interpolate(
+        things.masks.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False
+    ).squeeze(1)
+    score = centre[things.image, things.kind].sigmoid()
+    guided = torch.where(inside > 0.1, score, 0.0).flatten(1)
+    best, index = guided.topk(min(positives, height * width), dim=1)
+    weights = best / best.sum(1, keepdim=True).clamp(min=1e-8)
+    rows = kernels.flatten(2).transpose(1, 2).index_select(0, things.image)  # [n, P, C]
+    return weights, rows.gather(1, index.unsqueeze(2).expand(-1, -1, rows.shape[2]))
+
+
+def _embedded(generator: torch.nn.Conv2d, kernels: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution on kernels [..., C]."""
+    return functional.linear(kernels, generator.weight.flatten(1), generator.bias)
+
+
+def focal_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sigmoid focal loss with soft targets (arXiv 1708.02002), of the same shape."""
+    probability = logits.sigmoid()
+    plain = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    right = probability * targets + (1 - probability) * (1 - targets)
+    return (ALPHA * targets + (1 - ALPHA) * (1 - targets)) * plain * (1 - right) ** GAMMA
+
+
+def dice_loss(predicted: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """1 - 2 |p t| / (|p|^2 + |t|^2) over the last dimension, where `known` is 1 (arXiv 1606.04797)."""
+    predicted, target = predicted * known, target * known
+    size = (predicted**2).sum(-1) + (target**2).sum(-1)
+    return 1 - 2 * (predicted * target).sum(-1) / size.clamp(min=1e-8)

@@ -1,0 +1,120 @@
+"""At 1024x2048 the simplified graph of each mmsegmentation model gives the class ids that PyTorch gives."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from segforge.architectures import build_network, wrap_for_inference
+from segforge.onnx.export import convert
+from segforge.onnx.graph import require_constant_pads, require_interface
+from segforge.onnx.metadata import OnnxMetadata, embed_metadata, save_onnx
+from segforge.onnx.simplify import simplified
+from segforge.runtimes import onnx_runner
+
+pytest.importorskip("mmseg", reason="the extra mmseg is not installed")
+
+HEIGHT, WIDTH, CLASSES = 1024, 2048, 19
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+
+def metadata(backbone: str, config: str) -> OnnxMetadata:
+    return OnnxMetadata(
+        variant=f"mmseg-{backbone}-cityscapes",
+        model="mmseg",
+        architecture="mmseg",
+        backbone=backbone,
+        options={"config": config},
+        dataset="cityscapes",
+        task="semantic",
+        classes=[f"class {i}" for i in range(CLASSES)],
+        things=[],
+        colours=[[i, i, i] for i in range(CLASSES)],
+        void=255,
+        void_rule="ignore",
+        score_split="val",
+        height=HEIGHT,
+        width=WIDTH,
+        output_height=HEIGHT,
+        output_width=WIDTH,
+        colour_order="rgb",
+        mean=MEAN,
+        std=STD,
+        input_layout="nchw_float32",
+        tail="argmax",
+        resize="graph",
+        outputs=[{"name": "ids", "dtype": "uint8", "shape": [HEIGHT, WIDTH]}],
+        batch_min=1,
+        batch_max=2,
+        opset=20,
+        checkpoint_sha256="c" * 64,
+        train_images=[],
+    )
+
+
+def scenes(count: int, height: int, width: int) -> torch.Tensor:
+    """Soft patches of many sizes, as normalised images [count, 3, height, width]."""
+    generator, images = torch.Generator().manual_seed(count), torch.zeros(count, 3, height, width)
+    for cells in (4, 16, 64):
+        patches = torch.randn(count, 3, cells, 2 * cells, generator=generator)
+        images += functional.interpolate(patches, (height, width), mode="bicubic")
+    return images
+
+
+def enliven(network: torch.nn.Module) -> None:
+    """Statistics of a real pass, and classes of equal mean and spread: untrained maps are nearly constant."""
+    small, last = scenes(12, 96, 192), network.decode_head.conv_seg
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain mean of what passes
+            torch.nn.init.ones_(module.weight)
+    with torch.no_grad():
+        network.train()(small)
+        torch.nn.init.normal_(last.weight)
+        logits = network.eval()(small)
+        spread = logits.std((0, 2, 3))
+        last.weight /= spread.reshape(-1, 1, 1, 1)
+        last.bias.copy_((last.bias - logits.mean((0, 2, 3))) / spread)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "config"),
+    [
+        ("resnet50", "deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024"),
+        ("resnet18", "bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024"),
+        ("bisenetv2", "bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024"),
+    ],
+    ids=["deeplabv3", "bisenetv1", "bisenetv2"],
+)
+def test_same_ids_as_pytorch(tmp_path: Path, backbone: str, config: str) -> None:
+    described, path = metadata(backbone, config), tmp_path / "simplified.onnx"
+    torch.manual_seed(0)
+    network = build_network("mmseg", backbone, classes=CLASSES, options={"config": config})
+    enliven(network)
+    model = simplified(convert(network, described))
+    embed_metadata(model, described)
+    require_interface(model, described, path)
+    require_constant_pads(model, path)
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert not operators.keys() & {"Pad", "Shape", "Gather", "Slice", "Unsqueeze", "Range"}
+    assert operators["Cast"] == 1  # of the ids to uint8
+    deployed = [p for name, p in network.named_parameters() if not name.startswith("auxiliary_head.")]
+    held = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    assert held <= sum(p.numel() for p in deployed) + 1000  # no auxiliary head left
+    save_onnx(model, path)
+    images = scenes(1, HEIGHT, WIDTH)
+    wrapped = wrap_for_inference(network, "semantic", "argmax", HEIGHT, WIDTH, "nchw_float32", MEAN, STD)
+    with torch.inference_mode():
+        expected = wrapped(images).numpy()
+    with onnx_runner(path) as runner:
+        found = runner.run({"images": images.numpy()})["ids"].copy()
+    shares = np.bincount(expected.ravel(), minlength=CLASSES) / expected.size
+    assert (shares > 0.01).sum() >= 5
+    assert found.shape == expected.shape == (1, HEIGHT, WIDTH)
+    assert (found == expected).mean() >= 0.9999
