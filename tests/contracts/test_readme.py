@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG_OF_STAGE = {
     **dict.fromkeys(("probe", "ceilings", "report"), "machine"),
     "download": "dataset",
-    **dict.fromkeys(("train", "export", "simplify"), "network"),
-    **dict.fromkeys(("quantize", "build", "evaluate", "gate", "benchmark", "compare", "predict"), "engine"),
+    **dict.fromkeys(("train", "export", "simplify", "tails"), "network"),
+    **dict.fromkeys(
+        ("quantize", "build", "evaluate", "gate", "benchmark", "compare", "predict", "preprocess"), "engine"
+    ),
 }
 
 

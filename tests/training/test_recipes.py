@@ -19,7 +19,10 @@ SERVED = {
 
 def composed_config(composed: Callable[..., object], variant: str) -> schema.NetworkConfig:
     model, backbone, dataset = variant.split("-")
-    found = composed("network", [f"model={model}", f"backbone={backbone}", f"dataset={dataset}"])
+    words = [f"model={model}", f"backbone={backbone}", f"dataset={dataset}"]
+    if model == "mmseg":
+        words.append("mmseg.config=bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024")
+    found = composed("network", words)
     checked = OmegaConf.to_object(found)  # type: ignore[call-overload]
     assert isinstance(checked, schema.NetworkConfig)
     return checked

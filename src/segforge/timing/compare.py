@@ -22,7 +22,7 @@ UNCOUNTED = 2  # at the start of a turn: the other engine's threads still spin d
 def compare(config: EngineConfig) -> None:
     """Time the engine's `compute` in turn with that of `config.against`, and print and write the ratios.
 
-    Writes `sweep` rows beside the benchmark's: per batch the medians in ms, the median, lowest and
+    Writes metrics/compare/…: per batch the medians in ms, the median, lowest and
     highest ratio over the turns (against / engine: above 1 the engine is faster), and the scores of
     the very two engines at that batch from their ledgers. Raises `SegforgeError` for an unknown or
     unbuilt engine.

@@ -124,7 +124,8 @@ def load_checkpoint(folder: Path, config: NetworkConfig) -> torch.nn.Module:
     """The network with the best weights of `folder`, on the CPU, in eval mode; checked by `read_checkpoint`."""
     found = read_checkpoint(folder, config)
     network = build_network(
-        config.model.builder, config.backbone.name,
+        config.model.builder,
+        config.backbone.name,
         classes=len(found["classes"]),
         options=network_options(config),
     )

@@ -30,7 +30,7 @@ def make_optimizer(network: torch.nn.Module, backbone_part: str, training: Train
     ]
     if training.optimizer == "sgd":
         return torch.optim.SGD(listed, lr=training.lr, momentum=training.momentum, nesterov=True)
-    return torch.optim.AdamW(listed, lr=training.lr, fused=next(network.parameters()).is_cuda)
+    return torch.optim.AdamW(listed, lr=training.lr, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
