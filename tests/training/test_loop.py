@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_training import make_data, tiny_config
 
-from segforge.config import Download, Loss, NetworkConfig
+from segforge import layout
+from segforge.config import Loss, NetworkConfig, Weights
 from segforge.datasets.base import load_index
 from segforge.errors import SegforgeError
-from segforge.files import read_csv, read_json, sha256_file
+from segforge.files import read_csv, read_json, sha256_file, write_json
 from segforge.layout import VariantPaths
 from segforge.training import loop
 from segforge.training.checkpoint import load_checkpoint, load_state, save_state
@@ -195,7 +197,7 @@ def test_a_pickle_with_code_as_backbone_weights_is_refused(tiny: Path, monkeypat
     file.write_bytes(pickle.dumps({"a": os.getcwd}))
     monkeypatch.setenv("SEGFORGE_MIRROR", str(file.parent))
     config = tiny_config()
-    config.recipe.weights = Download(name="weights.pth", sha256=sha256_file(file))
+    config.recipe.weights = Weights(name="weights.pth", sha256=sha256_file(file))
     with pytest.raises(SegforgeError, match=r"weights\.pth is refused"):
         loop.train(config)
 
@@ -255,3 +257,29 @@ def test_sizes_that_differ_are_noticed(tmp_path: Path, monkeypatch: pytest.Monke
     wider = load_index("tiny").split("semantic", "train")
     mixed = [type(s)(Path.cwd().parent / n / s.image, 0, "") for n, rows in (("0", same), ("1", wider)) for s in rows]
     assert common_size(mixed) is None
+
+
+def test_weights_of_a_whole_network_can_be_taken_as_they_are(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.train(tiny_config("classification"))
+    folder = VariantPaths(tiny_config("classification").variant).checkpoint
+    trained = load_file(folder / "best.safetensors")
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in trained.items()}}, mirror / "network.pth")
+    monkeypatch.setenv("SEGFORGE_MIRROR", str(mirror))
+    config = tiny_config("classification", epochs=0, select=None, splits=["train", "val"])
+    config.recipe.weights = Weights(name="network.pth", sha256=sha256_file(mirror / "network.pth")[:8], holds="network")
+    loop.train(config)
+    taken = load_file(folder / "best.safetensors")
+    assert taken.keys() == trained.keys()
+    assert all(torch.equal(taken[key], trained[key]) for key in trained)
+    assert read_json(folder / "checkpoint.json", made_by="")["epochs"] == 0
+
+    config.dataset.classes["classification"] = ["none", "green", "blue", "red"]
+    index = read_json(layout.dataset("tiny") / "index.json", made_by="")
+    index["classes"]["classification"].append("red")
+    write_json(layout.dataset("tiny") / "index.json", index)
+    with pytest.raises(SegforgeError, match=r"weights are of 3 classes, the data set has 4"):
+        loop.train(config)
