@@ -88,7 +88,7 @@ def test_panoptic_road(road: Callable[..., Any]) -> None:
         *("masks", "scores", "classes", "stuff_ids")
     ]
 
-    predict(road("input=data/shapes/scenes/test", "output=found"))
+    predict(road("precision=int8", "input=data/shapes/scenes/test", "output=found"))
     listed = json.loads(Path("found/panoptic.json").read_text())
     assert {c["name"]: c["isthing"] for c in listed["categories"]}["ball"] == 1
     assert len(listed["annotations"]) == len(load_index("shapes").split("panoptic", "test"))
