@@ -52,7 +52,7 @@ def read_segment_ids(path: Path) -> NDArray[np.int32]:
 def write_segment_ids(path: Path, ids: Array) -> None:
     """Write integer segment ids [height, width], 0 to 2^24 - 1, as a COCO panoptic PNG."""
     pixels = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-    Image.fromarray(pixels).save(path, compress_level=4)
+    Image.fromarray(pixels).save(path, "PNG", compress_level=4)
 
 
 def semantic_of(panoptic: PanopticMap | Prediction) -> NDArray[np.uint8]:
