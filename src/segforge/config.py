@@ -83,9 +83,7 @@ class Dataset:
     colours: list[list[int]] = field(default_factory=list)  # RGB per semantic class, for overlays
     things: list[str] = field(default_factory=list)
     void: int = 255  # label id that is neither trained on nor scored
-    void_rule: str = (
-        "ignore"  # of mIoU: ignore (mmsegmentation, Cityscapes) or wrong (a class predicted there is wrong)
-    )
+    void_rule: str = "ignore"  # of mIoU: ignore, or wrong (so is every class predicted there)
     height: int = MISSING  # of images and labels as stored; 0 where it varies
     width: int = MISSING
     folder: str | None = None  # a local copy in the data set's own layout, instead of `archives`

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusal import refused
 
 from segforge.config import Dataset
 from segforge.datasets import make_dataset
@@ -37,16 +38,6 @@ def flowers(flowers_folder: Path, dataset: Make, tmp_path: Path, monkeypatch: py
         return config
 
     return run
-
-
-def refused(work: Callable[[], object], *said: str) -> None:
-    """`work` must raise an error that says all of `said`, and leave no data set behind."""
-    with pytest.raises(SegforgeError) as error:
-        work()
-    for words in said:
-        assert words in str(error.value)
-    assert ".tmp" not in str(error.value)
-    assert not Path("data").exists() or list(Path("data").iterdir()) == []
 
 
 def test_camvid_arrives_as_it_is(camvid: Callable[[], None], camvid_folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusal import refused
 
 from segforge.config import Dataset
 from segforge.datasets import make_dataset
@@ -65,15 +66,6 @@ def cityscapes(copy: Path, dataset: Make, tmp_path: Path, monkeypatch: pytest.Mo
         return config
 
     return run
-
-
-def refused(work: Callable[[], object], *said: str) -> None:
-    with pytest.raises(SegforgeError) as error:
-        work()
-    for words in said:
-        assert words in str(error.value)
-    assert ".tmp" not in str(error.value)
-    assert not Path("data").exists() or list(Path("data").iterdir()) == []
 
 
 def test_labels_become_train_ids(cityscapes: Callable[..., Dataset]) -> None:

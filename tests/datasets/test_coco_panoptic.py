@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from refusal import refused
 
 from segforge.config import Dataset
 from segforge.datasets import make_dataset
 from segforge.datasets.base import Segment, load_index
 from segforge.datasets.panoptic import instance_map, read_panoptic, read_segment_ids, semantic_of, write_segment_ids
-from segforge.errors import SegforgeError
 
 Make = Callable[..., Dataset]
 SIZES = [(10, 14), (12, 9), (8, 8)]
@@ -94,15 +94,6 @@ def coco(copy: Path, dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return config
 
     return run
-
-
-def refused(work: Callable[[], object], *said: str) -> None:
-    with pytest.raises(SegforgeError) as error:
-        work()
-    for words in said:
-        assert words in str(error.value)
-    assert ".tmp" not in str(error.value)
-    assert not Path("data").exists() or list(Path("data").iterdir()) == []
 
 
 def test_the_classes_are_cocos(dataset: Make) -> None:

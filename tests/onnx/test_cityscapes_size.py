@@ -1,11 +1,13 @@
 """At 1024x2048 the simplified graph of each mmsegmentation model gives the class ids that PyTorch gives."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_engine import METADATA
 from torch.nn import functional
 
 from segforge.architectures import build_network, wrap_for_inference
@@ -22,36 +24,24 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 def metadata(backbone: str, config: str) -> OnnxMetadata:
-    return OnnxMetadata(
+    return replace(
+        METADATA,
         variant=f"mmseg-{backbone}-cityscapes",
         model="mmseg",
         architecture="mmseg",
         backbone=backbone,
         options={"config": config},
         dataset="cityscapes",
-        task="semantic",
         classes=[f"class {i}" for i in range(CLASSES)],
-        things=[],
         colours=[[i, i, i] for i in range(CLASSES)],
-        void=255,
-        void_rule="ignore",
-        score_split="val",
         height=HEIGHT,
         width=WIDTH,
         output_height=HEIGHT,
         output_width=WIDTH,
-        colour_order="rgb",
         mean=MEAN,
         std=STD,
-        input_layout="nchw_float32",
-        tail="argmax",
-        resize="graph",
         outputs=[{"name": "ids", "dtype": "uint8", "shape": [HEIGHT, WIDTH]}],
-        batch_min=1,
         batch_max=2,
-        opset=20,
-        checkpoint_sha256="c" * 64,
-        train_images=[],
     )
 
 

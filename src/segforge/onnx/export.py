@@ -88,7 +88,7 @@ def describe(config: NetworkConfig, checkpoint: dict[str, Any]) -> OnnxMetadata:
         dataset=dataset.name,
         task=model.task,
         classes=checkpoint["classes"],
-        things=things_of(config) if model.task == "panoptic" else [],
+        things=things_of(config),
         colours=[list(colour) for colour in dataset.colours] if pixels else [],
         void=dataset.void,
         void_rule=dataset.void_rule,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segforge import config, layout
 from segforge.datasets.base import Sample, load_index, read_image, read_label_ids
-from segforge.datasets.panoptic import read_panoptic, semantic_of
+from segforge.datasets.panoptic import read_panoptic, resized, semantic_of
 from segforge.datasets.preprocess import resize_ids
 from segforge.errors import SegforgeError
 from segforge.files import read_json, write_text
@@ -173,8 +173,8 @@ def _picture(sample: Sample, image: Any, found: Any, metadata: OnnxMetadata) -> 
     edges: list[Any] = [None, None]  # between classes
     if metadata.task == "panoptic":
         label = read_panoptic(sample)
-        own = resize_ids(found[0], *label.ids.shape)
-        truth, predicted, edges = semantic_of(label), semantic_of((own, found[1])), [label.ids, own]
+        own = resized(found, *label.ids.shape)
+        truth, predicted, edges = semantic_of(label), semantic_of(own), [label.ids, own[0]]
     else:
         truth = read_label_ids(sample.label)
         predicted = resize_ids(found, *truth.shape)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segforge.config import EngineConfig
 from segforge.datasets.base import read_image
-from segforge.datasets.panoptic import describe_segments, semantic_of, write_segment_ids
+from segforge.datasets.panoptic import Prediction, describe_segments, resized, semantic_of, write_segment_ids
 from segforge.datasets.preprocess import resize_ids
 from segforge.errors import SegforgeError
 from segforge.files import atomic_file, write_bytes, write_csv, write_json
@@ -19,7 +19,7 @@ from segforge.onnx.metadata import OnnxMetadata
 from segforge.progress import say, track
 from segforge.report.overlay import jpeg, overlay, palette
 from segforge.runtimes.build import engine_metadata, open_engine
-from segforge.scores.decode import Segments, class_ids, segments_of
+from segforge.scores.decode import class_ids, segments_of
 from segforge.scores.evaluate import infer, prefetch
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -126,13 +126,13 @@ def _check_images(files: Sequence[Path]) -> None:
 def _save_segments(
     path: Path,
     image: NDArray[np.uint8],
-    found: Segments,
+    found: Prediction,
     output: Path,
     table: NDArray[np.uint8],
     metadata: OnnxMetadata,
 ) -> dict[str, object]:
     """Write the PNG and the overlay of one image; its row of COCO's panoptic JSON."""
-    ids, classes = resize_ids(found[0], *image.shape[:2]), found[1]
+    ids, classes = resized(found, *image.shape[:2])
     with atomic_file(output / f"{path.stem}.png") as temporary:
         write_segment_ids(temporary, ids)
     # Borders follow the segments, colours their classes.

@@ -7,12 +7,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segforge.config import Inference
-from segforge.datasets.panoptic import semantic_of
+from segforge.datasets.panoptic import Prediction, semantic_of
 from segforge.onnx.metadata import PANOPTIC_OUTPUTS, OnnxMetadata
 from segforge.runtimes.base import Array
 
 Outputs = Mapping[str, Array]
-Segments = tuple[NDArray[np.int32], dict[int, int]]  # ids [H, W], 0: none; class of each id
 
 
 def class_ids(outputs: Outputs, metadata: OnnxMetadata) -> Array:
@@ -44,13 +43,13 @@ def _enlarged_argmax(logits: NDArray[np.float32], size: tuple[int, int]) -> NDAr
     return ids
 
 
-def segments_of(outputs: Outputs, metadata: OnnxMetadata) -> Iterator[Segments]:
+def segments_of(outputs: Outputs, metadata: OnnxMetadata) -> Iterator[Prediction]:
     """`panoptic_segments` with the rules that travel in the metadata."""
     rules = Inference(**metadata.options["inference"])
     return panoptic_segments(outputs, len(metadata.classes), metadata.things, rules)
 
 
-def panoptic_segments(outputs: Outputs, classes: int, things: Sequence[int], rules: Inference) -> Iterator[Segments]:
+def panoptic_segments(outputs: Outputs, classes: int, things: Sequence[int], rules: Inference) -> Iterator[Prediction]:
     """Each image's segments at the size of `stuff_ids`, from a PanopticFCN's raw outputs.
 
     As its authors' code combines them (arXiv 2012.00720): things from the best score on, each
@@ -100,7 +99,7 @@ def _paste(
     ways: tuple[Ways, Ways],
     kinds: list[int],
     rules: Inference,
-) -> Segments:
+) -> Prediction:
     ids = np.zeros(stuff.shape, np.int32)
     found: dict[int, int] = {}
     threshold = rules.mask_threshold

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segforge.config import METRIC_OF_TASK, EngineConfig
-from segforge.datasets.base import Index, Sample, load_index, read_image, read_label_ids, require_disjoint
+from segforge.datasets.base import Sample, load_index, read_image, read_label_ids, require_disjoint
 from segforge.datasets.panoptic import read_panoptic, resized, semantic_of
 from segforge.datasets.preprocess import InputSpec, network_input, resize_ids
 from segforge.errors import SegforgeError
@@ -151,14 +151,22 @@ def require_batches(batches: Sequence[int], metadata: OnnxMetadata) -> None:
         )
 
 
-def require_classes(index: Index, metadata: OnnxMetadata) -> None:
-    """Raise `SegforgeError` unless the data set has the very classes that the network was trained for."""
+def scored_samples(metadata: OnnxMetadata) -> list[Sample]:
+    """The images that a network is scored on.
+
+    Raises `SegforgeError` when the data set has other classes than the network was trained for, or
+    when one of the images was trained on.
+    """
+    index = load_index(metadata.dataset)
     if index.classes.get(metadata.task) != metadata.classes:
         raise SegforgeError(
             f"data set {index.name!r} has other {metadata.task} classes than the network was trained for: "
             f"{index.classes.get(metadata.task)}",
             expected=f"{len(metadata.classes)} classes: {', '.join(metadata.classes)}",
         )
+    samples = index.split(metadata.task, metadata.score_split)
+    require_disjoint(metadata.train_images, [s.sha256[:16] for s in samples], "training images and scored images")
+    return samples
 
 
 def evaluate(config: EngineConfig) -> None:
@@ -169,10 +177,7 @@ def evaluate(config: EngineConfig) -> None:
     """
     paths, metadata = paths_of(config), engine_metadata(config)
     require_batches(config.benchmark.batches, metadata)
-    index = load_index(metadata.dataset)
-    require_classes(index, metadata)
-    samples = index.split(metadata.task, metadata.score_split)
-    require_disjoint(metadata.train_images, [s.sha256[:16] for s in samples], "training images and scored images")
+    samples = scored_samples(metadata)
     steps = hash_chain(config, metadata)
 
     batches = sorted(set(config.benchmark.batches))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from segforge.config import METRIC_OF_TASK, EngineConfig
-from segforge.datasets.base import Sample, load_index, read_image, read_label_ids, require_disjoint
+from segforge.datasets.base import Sample, read_image, read_label_ids
 from segforge.datasets.preprocess import network_input
 from segforge.errors import SegforgeError
 from segforge.files import sha256_file, write_bytes, write_json
@@ -16,7 +16,7 @@ from segforge.onnx.metadata import OnnxMetadata, read_metadata
 from segforge.progress import say, track
 from segforge.runtimes.base import Array
 from segforge.scores.decode import Outputs
-from segforge.scores.evaluate import require_classes, score_outputs
+from segforge.scores.evaluate import score_outputs, scored_samples
 
 # How msame, ais_bench and others name the file of an output of the input `name`.
 FORMS = ("{name}_{number}", "{name}_output_{number}", "{name}_{number:02d}")
@@ -71,8 +71,9 @@ def evaluate_predictions(config: EngineConfig) -> None:
     folder = Path(config.predictions)
     if not folder.is_dir():
         raise SegforgeError(f"{folder} is no folder", expected="the folder with the outputs of each input")
-    files = [find_outputs(folder, name, metadata) for name in input_names(samples)]
-    without = [name for name, found in zip(input_names(samples), files, strict=True) if found is None]
+    names = input_names(samples)
+    files = [find_outputs(folder, name, metadata) for name in names]
+    without = [name for name, found in zip(names, files, strict=True) if found is None]
     if without:
         raise SegforgeError(
             f"{folder} lacks the outputs of {len(without)} of {len(samples)} images: {', '.join(without[:SHOWN])}",
@@ -155,11 +156,7 @@ def read_outputs(paths: Sequence[Path], metadata: OnnxMetadata) -> dict[str, Arr
 def _scored(config: EngineConfig) -> tuple[OnnxMetadata, list[Sample]]:
     paths = VariantPaths(config.variant)
     metadata = read_metadata(paths.simplified, made_by=paths.command("simplify"))
-    index = load_index(metadata.dataset)
-    require_classes(index, metadata)
-    samples = index.split(metadata.task, metadata.score_split)
-    require_disjoint(metadata.train_images, [s.sha256[:16] for s in samples], "training images and scored images")
-    return metadata, samples
+    return metadata, scored_samples(metadata)
 
 
 def _command(config: EngineConfig, stage: str = "preprocess") -> str:

@@ -38,7 +38,9 @@ def network_options(config: NetworkConfig) -> dict[str, Any]:
 
 
 def things_of(config: NetworkConfig) -> list[int]:
-    """The ids of the data set's classes that are things."""
+    """The ids of the classes that a panoptic network counts; none for another network."""
+    if config.model.task != "panoptic":
+        return []
     return [i for i, name in enumerate(config.dataset.classes.get("panoptic", [])) if name in config.dataset.things]
 
 

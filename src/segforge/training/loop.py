@@ -164,7 +164,7 @@ class Run:
         self._task, self._classes = config.model.task, len(index.classes[config.model.task])
         # Instance maps have their own void: 255 is as good a number as any other there.
         self._void, self._label_void = index.void, -1 if self._task == "panoptic" else index.void
-        self._things = things_of(config) if self._task == "panoptic" else []
+        self._things = things_of(config)
         self._inference = config.model.inference or Inference()
         self.progress = Progress()
         torch.manual_seed(config.seed)
