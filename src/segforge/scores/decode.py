@@ -84,10 +84,11 @@ def _enlarged(mask: NDArray[np.float32], rows: slice, columns: slice, ways: tupl
     (top, bottom, down), (left, right, across) = (
         (a[part], b[part], t[part]) for (a, b, t), part in zip(ways, (rows, columns), strict=True)
     )
-    low, high = (left[0], right[-1] + 1) if len(left) else (0, 0)
-    strip = mask[:, low:high]
-    tall = strip[top] + (strip[bottom] - strip[top]) * down[:, None]
-    enlarged: NDArray[np.float32] = tall[:, left - low] + (tall[:, right - low] - tall[:, left - low]) * across
+    low, high = (top[0], bottom[-1] + 1) if len(top) else (0, 0)
+    strip = mask[low:high]  # few rows while columns are picked one by one; whole rows are cheap afterwards
+    wide = strip[:, left] + (strip[:, right] - strip[:, left]) * across
+    above = wide[top - low]
+    enlarged: NDArray[np.float32] = above + (wide[bottom - low] - above) * down[:, None]
     return enlarged
 
 
@@ -109,17 +110,18 @@ def _paste(
         rows, columns = _window(coarse.any(1), ways[0]), _window(coarse.any(0), ways[1])
         inside = _enlarged(masks[index], rows, columns, ways) > threshold
         here = ids[rows, columns]
-        area, painted = int(inside.sum()), int((inside & (here > 0)).sum())
-        if not area or painted > rules.overlap * area:
+        free = inside & (here == 0)
+        area, left_over = np.count_nonzero(inside), np.count_nonzero(free)
+        if not area or area - left_over > rules.overlap * area:
             continue
         number = len(found) + 1
-        here[inside & (here == 0)] = number
+        here[free] = number
         found[number] = int(classes[index])
     left = np.where(ids == 0, stuff, 0)
-    areas = np.bincount(left.ravel(), minlength=len(kinds) + 1)
+    areas = Image.fromarray(left).histogram()  # of uint8, several times as fast as numpy's
     table = np.zeros(len(areas), np.int32)
-    for kind in range(1, len(areas)):  # 0 is "some thing" where no thing was found
+    for kind in range(1, len(kinds) + 1):  # 0 is "some thing" where no thing was found
         if areas[kind] and areas[kind] >= rules.stuff_area:
             table[kind] = len(found) + 1
             found[len(found) + 1] = kinds[kind - 1]
-    return ids + table[left], found
+    return ids + table.take(left), found
