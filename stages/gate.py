@@ -5,7 +5,7 @@ from segforge.stage import run_stage
 
 
 def gate(config: EngineConfig) -> None:
-    from segforge.scores.gate import gate
+    from segforge.gate import gate
 
     gate(config)
 

@@ -15,8 +15,17 @@ from segforge import config as schema
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure() -> None:
+    """One core for each worker of pytest-xdist, and for what it starts: threads of two workers on one core spin."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip where there is no NVIDIA GPU, and say so."""
+    """The long ones come first, so that no worker is left alone with them; `gpu` tests say why they skip."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
     if shutil.which("nvidia-smi"):
         return
     skip = pytest.mark.skip(reason="no NVIDIA GPU here: nvidia-smi is not on the PATH")
@@ -34,7 +43,7 @@ def root() -> Path:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working copy of the project (conf, stages, catalogue), and the current folder."""
-    for name in ("conf", "stages"):
+    for name in ("conf", "pipeline", "stages"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)

@@ -190,9 +190,9 @@ class World:
 
     def finish(self, config: EngineConfig, *, build: bool = True) -> None:
         """build, evaluate, gate."""
+        from segforge.gate import gate
         from segforge.runtimes.build import build_engine
         from segforge.scores.evaluate import evaluate
-        from segforge.scores.gate import gate
 
         if build:
             build_engine(config)

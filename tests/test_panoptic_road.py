@@ -54,11 +54,11 @@ def road(project: Path, composed: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.slow
 def test_panoptic_road(road: Callable[..., Any]) -> None:
+    from segforge.gate import gate
     from segforge.quantization.quantize import quantize
     from segforge.report.predict import predict
     from segforge.runtimes.build import build_engine
     from segforge.scores.evaluate import evaluate
-    from segforge.scores.gate import gate
     from segforge.scores.predictions import preprocess
 
     exported = read_json(VariantPaths(VARIANT).metrics("export"), made_by="")

@@ -1,4 +1,4 @@
-"""dvc.yaml against conf/: what a stage composes is what it tracks; what it writes, layout.py spells."""
+"""dvc.yaml and pipeline/ against conf/: what a stage composes is what it tracks; what it writes, layout.py spells."""
 
 import re
 from collections.abc import Callable
@@ -24,16 +24,18 @@ CONFIG_OF_STAGE = {
 }
 # A stage composes its whole primary config but need not read all of it. What it leaves alone is
 # named here, so that anything new is tracked unless somebody says otherwise.
+THROUGH_INDEX = {"dataset"}  # what a network needs of it stands in the data set's index.json
+THROUGH_MANIFEST = {"target", "device", "runtime", "precision"}  # what reaches an engine stands in its manifest.json
 NOT_READ = {
-    "train": {"export"},
-    "export": set(),
-    "simplify": {"model", "backbone", "dataset", "recipe"},
+    "train": {"export", *THROUGH_INDEX},
+    "export": THROUGH_INDEX,
+    "simplify": {"model", "backbone", "recipe", *THROUGH_INDEX},
     "download": {"recipe"},
     "quantize": {"benchmark"},
-    "build": {"benchmark"},
-    "evaluate": set(),
-    "gate": {"benchmark", "target", "device", "runtime", "precision"},
-    "benchmark": set(),
+    "build": {"benchmark", "precision"},  # a precision's settings are in typed.onnx
+    "evaluate": THROUGH_MANIFEST,
+    "gate": {"benchmark", *THROUGH_MANIFEST},
+    "benchmark": THROUGH_MANIFEST,
 }
 
 
@@ -203,6 +205,13 @@ def half(keys: set[str], verbs: tuple[str, ...] = ENGINE_HALF) -> set[str]:
             | half({k for k, r in CATALOGUE["engines"].items() if r["variant"].startswith("classifier-")})
             | {"report"},
             id="an architecture",
+        ),
+        pytest.param("conf/dataset/shapes.yaml", None, set(stages()) - {"probe", "ceilings"}, id="a data set"),
+        pytest.param(
+            "src/segforge/scores/decode.py",
+            None,
+            half(set(CATALOGUE["engines"]), ("evaluate", "gate", "benchmark")) | {"report"},
+            id="a metric",
         ),
         pytest.param("stages/report.py", None, {"report"}, id="the report"),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 from segforge.config import Dataset
 from segforge.datasets import make_dataset
 from segforge.datasets.base import load_index, read_image, read_label_ids
+from segforge.datasets.checks import hash_labels
 from segforge.errors import SegforgeError
 from segforge.files import sha256_file
 
@@ -37,6 +38,15 @@ def test_same_seed_same_bytes_other_seed_other_images(work: Path, small_shapes: 
     assert other.keys() == first.keys()
     images = [name for name in first if name.startswith(("scenes/", "objects/"))]
     assert not {first[name] for name in images} & {other[name] for name in images}
+
+
+def test_a_changed_label_changes_the_index(work: Path, small_shapes: Make) -> None:
+    """Later stages track the index alone."""
+    make_dataset(small_shapes())
+    raw = json.loads(Path("data/shapes/index.json").read_text())
+    label = Path("data/shapes", raw["samples"]["semantic"]["val"][0]["label"])
+    label.write_bytes(label.read_bytes() + b" ")
+    assert hash_labels("shapes", Path("data/shapes"), raw["samples"]) != raw["labels_sha256"]
 
 
 def test_an_image_does_not_depend_on_how_many_are_drawn(work: Path, small_shapes: Make) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from segforge import layout
 from segforge.config import Dataset
 from segforge.datasets import camvid, cityscapes, coco_panoptic, image_folder, shapes
-from segforge.datasets.checks import Samples, check_samples
+from segforge.datasets.checks import Samples, check_samples, hash_labels
 from segforge.errors import unknown_name
 from segforge.files import atomic_folder, write_json
 from segforge.progress import say
@@ -43,6 +43,12 @@ def make_dataset(config: Dataset) -> None:
                 "void": config.void,
                 "colours": config.colours,
                 "classes": config.classes,
+                # Whatever changes in the data set or its config changes the index: it is all that
+                # later stages track. Images carry their hashes in `samples`.
+                "things": config.things,
+                "void_rule": config.void_rule,
+                "size": [config.height, config.width],
+                "labels_sha256": hash_labels(config.name, folder, checked),
                 "samples": checked,
             },
         )

@@ -13,7 +13,7 @@ from segforge.config import Dataset
 from segforge.datasets.base import read_image, read_label_ids
 from segforge.datasets.panoptic import LARGEST_ID, disagreements, read_segment_ids
 from segforge.errors import SegforgeError
-from segforge.files import sha256_bytes, write_json
+from segforge.files import sha256_bytes, sha256_file, write_json
 from segforge.progress import say, track
 
 Row = dict[str, Any]
@@ -53,13 +53,21 @@ def match_pairs(
     return [(path, by_stem[stem(path)]) for path in images]
 
 
-def hash_images(folder: Path, images: Sequence[str], what: str) -> dict[str, str]:
-    """The SHA-256 of each image file's bytes, by its path relative to `folder`."""
+def hash_files(folder: Path, files: Sequence[str], what: str) -> dict[str, str]:
+    """The SHA-256 of each file's bytes, by its path relative to `folder`."""
 
-    def work(image: str) -> str:
-        return sha256_bytes((folder / image).read_bytes())
+    def work(file: str) -> str:
+        return sha256_file(folder / file)
 
-    return dict(zip(images, _each(work, images, f"{what}: hashing"), strict=True))
+    return dict(zip(files, _each(work, files, f"{what}: hashing"), strict=True))
+
+
+def hash_labels(name: str, folder: Path, samples: Samples) -> str:
+    """One SHA-256 over the paths and bytes of all label files of data set `name`."""
+    rows = [row for splits in samples.values() for rows in splits.values() for row in rows]
+    labels = sorted({row["label"] for row in rows if isinstance(row["label"], str)})
+    hashes = hash_files(folder, labels, f"{name}: labels")
+    return sha256_bytes("".join(f"{label} {digest}\n" for label, digest in hashes.items()).encode())
 
 
 def check_samples(config: Dataset, folder: Path, samples: Samples) -> Samples:
@@ -73,7 +81,7 @@ def check_samples(config: Dataset, folder: Path, samples: Samples) -> Samples:
     empty += [task for task in config.tasks if not samples.get(task)]
     refuse(empty, f"{config.name} has no images", "images in every split")
     images = sorted({row["image"] for splits in samples.values() for rows in splits.values() for row in rows})
-    hashes = hash_images(folder, images, config.name)
+    hashes = hash_files(folder, images, f"{config.name}: images")
     _refuse_shared(config.name, samples, hashes)
 
     def shape(image: str) -> tuple[int, int]:

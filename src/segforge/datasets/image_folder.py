@@ -6,7 +6,7 @@ from typing import Any
 
 from segforge.config import Dataset
 from segforge.datasets.base import SPLITS
-from segforge.datasets.checks import SHOWN, Samples, hash_images, list_images
+from segforge.datasets.checks import SHOWN, Samples, hash_files, list_images
 from segforge.datasets.download import obtain
 from segforge.errors import SegforgeError
 from segforge.files import write_json
@@ -44,7 +44,7 @@ def make(config: Dataset, folder: Path) -> Samples:
     surplus = sum(p.is_file() for p in root.rglob("*")) - len(images)
     if surplus:
         say(f"{config.name}: {surplus} files that are no images, or lie elsewhere, are left out")
-    hashes = hash_images(folder, list(images), config.name)
+    hashes = hash_files(folder, list(images), config.name)
     by_folder = split_folders != [root]
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for image in sorted(images):

@@ -73,6 +73,7 @@ def _expected(config: EngineConfig) -> dict[str, Any]:
         "onnx_sha256": sha256_file(paths.typed),
         "batch_min": metadata.batch_min,
         "batch_max": metadata.batch_max,
+        "device_kind": config.target.device.kind,
         "flags": flags,
         "versions": _versions(runtime.name),
         "device": _device(),

@@ -1,4 +1,4 @@
-"""Scores in the field's own definitions, the ledger over conversions, and its gate."""
+"""Scores in the field's own definitions, and the ledger over conversions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self

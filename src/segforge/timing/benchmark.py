@@ -108,8 +108,9 @@ def judged(config: EngineConfig, figure: Figure) -> dict[str, Any]:
         "reasons": "; ".join(reasons),
     }
     if seen.limit_ms is not None and figure.quantity != "end_to_end":  # the host's work has no ceiling here
-        row |= {"limit_ms": round(seen.limit_ms, 4)}
-        row |= {"limit_fraction": round(seen.limit_ms / (timed["p50_ms"] or figure.run_s * 1000), 4)}
+        # Significant digits: the limit of a small engine is far below its time, and must not round to nothing.
+        fraction = seen.limit_ms / (timed["p50_ms"] or figure.run_s * 1000)
+        row |= {"limit_ms": float(f"{seen.limit_ms:.4g}"), "limit_fraction": float(f"{fraction:.4g}")}
     return row
 
 

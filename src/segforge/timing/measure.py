@@ -20,13 +20,13 @@ AGREE = 0.02  # two warm-up windows whose medians differ by less have settled
 def warm_up(work: Callable[[], float], settings: Benchmark) -> tuple[float, bool]:
     """Run until `warmup_s` have passed and two windows agree; seconds spent, and whether they did.
 
-    Gives up at `warmup_max_s`. A window is a quarter of `warmup_s`, and five runs at least.
+    Gives up at `warmup_max_s`. A window is a quarter of `warmup_s`, and three runs at least.
     """
     start, previous = time.perf_counter(), float("inf")
     while True:
         window: list[float] = []
         begin = time.perf_counter()
-        while len(window) < 5 or time.perf_counter() - begin < settings.warmup_s / 4:
+        while len(window) < 3 or time.perf_counter() - begin < settings.warmup_s / 4:
             window.append(work())
         median, spent = statistics.median(window), time.perf_counter() - start
         settled = abs(median - previous) <= AGREE * previous

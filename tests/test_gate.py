@@ -3,8 +3,8 @@ from small_world import VARIANT
 
 from segforge.errors import SegforgeError
 from segforge.files import read_json, write_csv
+from segforge.gate import gate
 from segforge.layout import EnginePaths
-from segforge.scores.gate import gate
 from segforge.scores.ledger import COLUMNS
 
 
