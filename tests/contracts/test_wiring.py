@@ -11,6 +11,7 @@ import yaml
 from dvc.repo import Repo
 
 from segforge import layout
+from segforge.config import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -69,9 +70,15 @@ def test_keys_of_the_catalogue_say_what_they_hold() -> None:
         assert row["dataset"] == CATALOGUE["variants"][row["variant"]]["dataset"]
 
 
-def test_every_variant_has_the_torch_baseline() -> None:
-    baselines = {r["variant"] for r in CATALOGUE["engines"].values() if r["runtime"] == "torch"}
-    assert baselines == set(CATALOGUE["variants"])
+def task_of(variant: str) -> str:
+    model = CATALOGUE["variants"][variant]["model"]
+    return str(yaml.safe_load((ROOT / "conf" / "model" / f"{model}.yaml").read_text())["task"])
+
+
+def test_every_task_has_the_torch_baseline_and_every_variant_an_engine_in_int8() -> None:
+    engines = CATALOGUE["engines"].values()
+    assert {task_of(r["variant"]) for r in engines if r["runtime"] == "torch"} == set(TASKS)
+    assert {r["variant"] for r in engines if r["precision"] == "int8"} == set(CATALOGUE["variants"])
 
 
 @pytest.mark.parametrize("name", [n for n in stages() if n.split("@")[0] not in ("probe",)])

@@ -33,7 +33,7 @@ def small_shapes(dataset: Callable[..., schema.Dataset]) -> Callable[..., schema
     """`shapes` with a few images per split."""
 
     def run(**options: Any) -> schema.Dataset:
-        counts = {"scenes": {"train": 12, "val": 2, "test": 3}, "objects": {"train": 20, "val": 5, "test": 5}}
+        counts = {"scenes": {"train": 24, "val": 2, "test": 3}, "objects": {"train": 20, "val": 5, "test": 5}}
         return dataset("shapes", options=counts | options)
 
     return run

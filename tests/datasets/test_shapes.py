@@ -121,7 +121,7 @@ def test_exchanging_red_and_blue_changes_the_evidence_for_a_class(work: Path, sm
             warmer = min(warmth[warm]) > max(warmth[cool])
             cooler = max(warmth[warm]) < min(warmth[cool])
             assert cooler if swapped else warmer, (warm, cool)
-    assert max(warmth["star"]) > 50 > -50 > min(warmth["star"])  # every hue: colour alone is not enough
+    assert max(warmth["star"]) > 40 > -40 > min(warmth["star"])  # every hue: colour alone is not enough
 
 
 @pytest.mark.parametrize(
