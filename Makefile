@@ -19,9 +19,12 @@ setup: $(VENV)/.ready ## make .venv with the pinned requirements (PIP_ARGS=… g
 $(VENV)/.ready: requirements/all.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; try: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	@# --no-compile: Python compiles what it imports, a small part of the 15,000 files of all these packages.
+	@# pip compiles one file after the other, compileall on every core. It must be done here: where
+	@# PYTHONDONTWRITEBYTECODE is set, each stage would compile all that it imports again. A file that does
+	@# not compile is a template of some package.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -r requirements/all.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@# DVC starts each stage as `python …`: with this line `.venv/bin/dvc repro` works without activating.
 	@echo 'import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")' \
 		> $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/own_path.pth
