@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 from small_road import CLASSIFIER, DEEPLAB, ENGINES, deterministic, dvc, edit, environment, make_project, ran
 
@@ -91,10 +91,12 @@ def test_a_broken_budget_fails_the_stage_with_the_table(road: Path) -> None:
     ],
 )
 def test_the_engine_half_starts_in_a_second_and_a_half(stage: str, words: list[str], road: Path) -> None:
-    """From the shell to the first line of work; the best of three, since other work on the machine only adds."""
+    """From the shell to the first line of work, in seconds of one core: what an idle machine takes.
+
+    Of three: what else the machine does slows caches and clocks too.
+    """
     took = []
     for _ in range(3):
-        start = time.monotonic()
         with subprocess.Popen(
             [sys.executable, f"stages/{stage}.py", *words],
             cwd=road,
@@ -104,6 +106,7 @@ def test_the_engine_half_starts_in_a_second_and_a_half(stage: str, words: list[s
         ) as run:
             assert run.stderr is not None
             assert run.stderr.readline().strip()
-            took.append(time.monotonic() - start)
+            spent = psutil.Process(run.pid).cpu_times()
+            took.append(spent.user + spent.system)
             run.terminate()
-    assert min(took) < 1.5
+    assert 0.1 < min(took) < 1.5
