@@ -19,6 +19,7 @@ ENGINES = (
     f"{DEEPLAB}-cpu-onnxruntime-int8",
     f"{CLASSIFIER}-cpu-openvino-int8",
 )
+RUNNING = re.compile(r"^Running stage '(?:[^']+:)?([^']+)'", re.MULTILINE)  # the stage, without the file it stands in
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -93,7 +94,7 @@ def dvc(folder: Path, *words: str) -> str:
 
 def ran(output: str) -> set[str]:
     """The stages that DVC ran, without the file that each stands in."""
-    return {name.split(":")[-1] for name in re.findall(r"^Running stage '([^']+)'", output, flags=re.MULTILINE)}
+    return set(RUNNING.findall(output))
 
 
 def deterministic(folder: Path) -> dict[str, str]:

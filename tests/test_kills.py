@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_road import deterministic, dvc, environment, make_project, ran
+from small_road import RUNNING, deterministic, dvc, environment, make_project, ran
 
 KILLS = 50
 pytestmark = pytest.mark.slow
@@ -46,7 +45,7 @@ def test_fifty_kills_leave_nothing_that_a_later_stage_takes_wrongly(tmp_path: Pa
             seen, victims = [], []
             for line in run.stdout:
                 seen.append(line)
-                if (started := re.match(r"Running stage '(?:[^']+:)?([^']+)'", line)) and (passes := passes - 1) < -1:
+                if (started := RUNNING.match(line)) and (passes := passes - 1) < -1:
                     time.sleep(draw.uniform(0.0, 2.5))
                     victims = stage_processes(run)
                     for process in victims:
