@@ -24,7 +24,7 @@ $(VENV)/.ready: requirements/all.txt pyproject.toml
 	@# not compile is a template of some package.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -r requirements/all.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+	@$(BIN)/python -m compileall -q -j 0 -x '/(tests?|\.mim)/' $(VENV)/lib >/dev/null 2>&1 || true
 	@# DVC starts each stage as `python …`: with this line `.venv/bin/dvc repro` works without activating.
 	@echo 'import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")' \
 		> $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/own_path.pth

@@ -144,6 +144,7 @@ class Training:
     validate_every: int = 1  # epochs
     crop: list[int] | None = None  # height and width of what is trained on; null: recipe.input's
     gradient_clip: float | None = None  # largest norm
+    options: dict[str, Any] = field(default_factory=dict)  # of the network, over the model's own: auxiliary heads
     loss: Loss = field(default_factory=Loss)
     augment: Augment = field(default_factory=Augment)
 

@@ -51,3 +51,17 @@ def test_every_network_has_a_recipe_on_its_data_sets() -> None:
         for dataset in datasets
     }
     assert wanted <= {path.stem for path in RECIPES}
+
+
+def test_options_of_the_training_are_laid_over_the_models(composed: Callable[..., object]) -> None:
+    narrow = composed_config(composed, "bisenetv2-bisenetv2-shapes")
+    wide = composed_config(composed, "bisenetv2-bisenetv2-camvid")
+    assert heads(narrow) == [16, 32, 32, 64]
+    assert heads(wide) == [16, 64, 256, 1024]  # mmsegmentation's own
+
+
+def heads(config: schema.NetworkConfig) -> list[int]:
+    """The widths of the auxiliary heads."""
+    options = network_options(config)
+    network = build_network(config.model.builder, config.backbone.name, classes=8, options=options)
+    return [head.conv_seg.in_channels for head in network.auxiliary_head]  # type: ignore[attr-defined,union-attr]

@@ -210,13 +210,17 @@ def _paint(rng: np.random.Generator, options: Options, name: str, cover: NDArray
     hue = hues[int(rng.integers(len(hues)))] + int(rng.integers(-options.hue_spread, options.hue_spread + 1))
     saturation, value = int(rng.integers(60, 91)) / 100, int(rng.integers(65, 96)) / 100
     colour = np.array([round(255 * part) for part in colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)])
-    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
     slope = rng.integers(-60, 61, 2)
+    tilt, breadth = int(rng.integers(-1, 2)), int(rng.integers(3, 7))
+    touched = np.ix_(cover.any(1), cover.any(0))  # elsewhere nothing changes
+    rows, columns = np.ogrid[:height, :width]
+    rows, columns = rows[touched[0][:, 0]], columns[:, touched[1][0]]
     shade = (rows * int(slope[0]) + columns * int(slope[1])) // (height + width) - int(slope.sum()) // 4
-    stripes = np.where((rows + columns * int(rng.integers(-1, 2))) // int(rng.integers(3, 7)) % 2, 10, -10)
-    fill = colour + (shade + stripes)[..., None]
-    mixed: Rgb = (fill * cover[..., None] + image * (255 - cover[..., None])) // 255
-    return mixed.astype(np.int32)
+    stripes = np.where((rows + columns * tilt) // breadth % 2, 10, -10)
+    share = cover[touched][..., None]
+    painted = image.copy()
+    painted[touched] = ((colour + (shade + stripes)[..., None]) * share + image[touched] * (255 - share)) // 255
+    return painted
 
 
 def _finish(rng: np.random.Generator, options: Options, image: Rgb) -> NDArray[np.uint8]:

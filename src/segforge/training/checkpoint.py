@@ -28,7 +28,7 @@ def host_copy(network: torch.nn.Module) -> Tensors:
 def builder_options(config: NetworkConfig) -> dict[str, Any]:
     """The keyword arguments of the architecture's builder, less those of inference alone."""
     things = {"things": things_of(config)} if config.model.task == "panoptic" else {}
-    return {**config.model.options, **config.backbone.options, **things}
+    return {**config.model.options, **config.backbone.options, **config.recipe.training.options, **things}
 
 
 def network_options(config: NetworkConfig) -> dict[str, Any]:

@@ -82,8 +82,9 @@ def train(config: NetworkConfig) -> None:
     if state:
         run.restore(state)
         say(f"going on after epoch {run.progress.epoch}")
-    for _ in run.epochs():
-        save_state(paths.training_state, key, run.state())
+    for done in run.epochs():
+        if done < recipe.training.epochs:  # after the last one the checkpoint follows
+            save_state(paths.training_state, key, run.state())
     progress, last = run.progress, host_copy(run.deployed)
     if recipe.training.select is None or not progress.epoch:
         progress.best, progress.best_epoch = last, progress.epoch
