@@ -212,14 +212,13 @@ def _paint(rng: np.random.Generator, options: Options, name: str, cover: NDArray
     colour = np.array([round(255 * part) for part in colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)])
     slope = rng.integers(-60, 61, 2)
     tilt, breadth = int(rng.integers(-1, 2)), int(rng.integers(3, 7))
-    touched = np.ix_(cover.any(1), cover.any(0))  # elsewhere nothing changes
-    rows, columns = np.ogrid[:height, :width]
-    rows, columns = rows[touched[0][:, 0]], columns[:, touched[1][0]]
+    rows, columns = np.ix_(cover.any(1), cover.any(0))  # elsewhere nothing changes
     shade = (rows * int(slope[0]) + columns * int(slope[1])) // (height + width) - int(slope.sum()) // 4
     stripes = np.where((rows + columns * tilt) // breadth % 2, 10, -10)
-    share = cover[touched][..., None]
+    fill = colour + (shade + stripes)[..., None]
+    share = cover[rows, columns][..., None]
     painted = image.copy()
-    painted[touched] = ((colour + (shade + stripes)[..., None]) * share + image[touched] * (255 - share)) // 255
+    painted[rows, columns] = (fill * share + image[rows, columns] * (255 - share)) // 255
     return painted
 
 
