@@ -147,6 +147,7 @@ class World:
         """Write what export and simplify write; the score of the network."""
         paths = VariantPaths(variant)
         model = network(replace(self.metadata, variant=variant), colours)
+        paths.onnx.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, paths.onnx)
         save_onnx(model, paths.simplified)
         with onnx_runner(paths.onnx) as runner:

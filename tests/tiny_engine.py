@@ -124,5 +124,6 @@ def write_typed(config: schema.EngineConfig, **changes: Any) -> Path:
     """The typed.onnx of `config`, with changed metadata."""
     target = Path("models", config.variant, config.target.name, config.precision.name, "typed.onnx")
     metadata = replace(METADATA, **changes)
+    target.parent.mkdir(parents=True, exist_ok=True)
     save_onnx(tiny_onnx(metadata), target)
     return target

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from segforge.errors import SegforgeError
+
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def _remove(path: Path) -> None:
@@ -21,7 +24,13 @@ def _remove(path: Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    """A free name beside `target`; what a killed run left there under such a name is removed."""
+    """A free name beside `target`; what a killed run left there under such a name is removed.
+
+    Raises `ValueError` for a target that is itself such a name: what a kill left of it would have a
+    name that nobody looks for.
+    """
+    if TEMPORARY.fullmatch(target.name):
+        raise ValueError(f"{target} is a temporary name already: write to it as it is")
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f".{target.name}.*.tmp"):
         _remove(stale)

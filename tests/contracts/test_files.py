@@ -54,6 +54,15 @@ def test_what_a_kill_left_is_cleared_by_the_next_write(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_a_temporary_name_gets_no_temporary_of_its_own(tmp_path: Path) -> None:
+    """What a kill left of it would be cleared by nobody."""
+    with files.atomic_file(tmp_path / "x") as temporary:
+        temporary.write_text("whole")
+        with pytest.raises(ValueError, match="temporary name already"):
+            files.write_text(temporary, "again")
+    assert os.listdir(tmp_path) == ["x"]
+
+
 def test_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a", {"score": float("nan")})

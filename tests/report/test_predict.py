@@ -133,7 +133,9 @@ def test_a_classifier_gives_a_table(world):
     kind = {"task": "classification", "tail": "logits", "output_height": 0, "output_width": 0, "colours": []}
     embed_metadata(model, replace(world.metadata, **kind))
     config = world.config()
-    save_onnx(model, EnginePaths(VARIANT, "cpu-onnxruntime", "fp32").typed)
+    typed = EnginePaths(VARIANT, "cpu-onnxruntime", "fp32").typed
+    typed.parent.mkdir(parents=True)
+    save_onnx(model, typed)
     build_engine(config)
     for i, name in enumerate(CLASSES):
         flat(f"in/{name}.png", i)

@@ -8,7 +8,6 @@ from typing import Any
 import onnx
 
 from segforge.errors import SegforgeError
-from segforge.files import write_bytes
 
 PREFIX = "segforge."
 PANOPTIC_OUTPUTS = ("masks", "scores", "classes", "stuff_ids")  # as `architectures.panopticfcn` describes them
@@ -89,5 +88,9 @@ def read_metadata(path: Path, *, made_by: str) -> OnnxMetadata:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` to `path`, whole or not at all; the same model gives the same bytes."""
-    write_bytes(path, model.SerializeToString(deterministic=True))
+    """Write `model` to `path`; the same model gives the same bytes.
+
+    Not whole or absent by itself: stages give it the name that `atomic_file` yields, and check the file
+    before it gets its own.
+    """
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -11,7 +11,7 @@ from segforge.datasets.base import load_index
 from segforge.files import atomic_file, sha256_file, write_json
 from segforge.layout import EnginePaths, VariantPaths
 from segforge.onnx.graph import channels_last_argmax, require_interface, strip_traces
-from segforge.onnx.metadata import OnnxMetadata, embed_metadata, load_onnx, metadata_of
+from segforge.onnx.metadata import OnnxMetadata, embed_metadata, load_onnx, metadata_of, save_onnx
 from segforge.onnx.parity import SCORE_BATCH
 from segforge.progress import say
 
@@ -44,7 +44,7 @@ def quantize(config: EngineConfig) -> None:
         if calibration:
             images = [Path(row["image"]) for row in listed["images"]]
             typed = to_int8(source, metadata, images, config.precision, config.target.runtime)
-            temporary.write_bytes(typed.SerializeToString(deterministic=True))
+            save_onnx(typed, temporary)
         else:
             temporary.write_bytes(source.read_bytes())
         scored = load_index(metadata.dataset).split(metadata.task, metadata.score_split)
