@@ -288,7 +288,7 @@ class DatasetConfig:
 class MachineConfig:
     """probe, ceilings and report: the machine and the catalogue as a whole."""
 
-    ceilings_s: float = 1.0  # per measured ceiling
+    ceilings_s: float = 0.5  # per measured ceiling
     title: str = "Segforge"
 
 

@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from segforge import config as schema
-from segforge.architectures import build_network, registry
-from segforge.training.checkpoint import network_options
+from segforge.architectures import registry
+from segforge.training.checkpoint import network_of
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "conf" / "recipe").glob("*.yaml"))
 SERVED = {
@@ -35,12 +35,7 @@ def test_composes_and_passes_the_checks(path: Path, composed: Callable[..., obje
     assert config.variant == path.stem
     assert {"fp32", "bf16", "int8"} <= set(config.recipe.budget)
     assert config.backbone.name in registry[config.model.builder].backbones
-    build_network(
-        config.model.builder,
-        config.backbone.name,
-        classes=len(config.dataset.classes.get(config.model.task) or [0, 1]),
-        options=network_options(config),
-    )
+    network_of(config, len(config.dataset.classes.get(config.model.task) or [0, 1]))
 
 
 def test_every_network_has_a_recipe_on_its_data_sets() -> None:
@@ -62,6 +57,4 @@ def test_options_of_the_training_are_laid_over_the_models(composed: Callable[...
 
 def heads(config: schema.NetworkConfig) -> list[int]:
     """The widths of the auxiliary heads."""
-    options = network_options(config)
-    network = build_network(config.model.builder, config.backbone.name, classes=8, options=options)
-    return [head.conv_seg.in_channels for head in network.auxiliary_head]  # type: ignore[attr-defined,union-attr]
+    return [head.conv_seg.in_channels for head in network_of(config, 8).auxiliary_head]  # type: ignore[attr-defined,union-attr]

@@ -37,6 +37,12 @@ def network_options(config: NetworkConfig) -> dict[str, Any]:
     return {**builder_options(config), **({"inference": asdict(inference)} if inference else {})}
 
 
+def network_of(config: NetworkConfig, classes: int) -> torch.nn.Module:
+    """The network of `config` for so many classes, with random weights, on the CPU."""
+    options = network_options(config)
+    return build_network(config.model.builder, config.backbone.name, classes=classes, options=options)
+
+
 def things_of(config: NetworkConfig) -> list[int]:
     """The ids of the classes that a panoptic network counts; none for another network."""
     if config.model.task != "panoptic":
@@ -125,12 +131,7 @@ def read_checkpoint(folder: Path, config: NetworkConfig) -> dict[str, Any]:
 def load_checkpoint(folder: Path, config: NetworkConfig) -> torch.nn.Module:
     """The network with the best weights of `folder`, on the CPU, in eval mode; checked by `read_checkpoint`."""
     found = read_checkpoint(folder, config)
-    network = build_network(
-        config.model.builder,
-        config.backbone.name,
-        classes=len(found["classes"]),
-        options=network_options(config),
-    )
+    network = network_of(config, len(found["classes"]))
     weights = folder / "best.safetensors"
     try:
         network.load_state_dict(load_file(weights))

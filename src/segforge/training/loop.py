@@ -11,7 +11,6 @@ import torch
 from segforge import layout
 from segforge.architectures import (
     Architecture,
-    build_network,
     load_backbone_weights,
     load_network_weights,
     read_state_dict,
@@ -35,7 +34,7 @@ from segforge.training.checkpoint import (
     Tensors,
     host_copy,
     load_state,
-    network_options,
+    network_of,
     save_checkpoint,
     save_state,
     things_of,
@@ -169,12 +168,7 @@ class Run:
         self._inference = config.model.inference or Inference()
         self.progress = Progress()
         torch.manual_seed(config.seed)
-        network = build_network(
-            config.model.builder,
-            config.backbone.name,
-            classes=self._classes,
-            options=network_options(config),
-        )
+        network = network_of(config, self._classes)
         architecture = registry[config.model.builder]
         spec, crop = config.recipe.input, self._training.crop
         self._crop: Size | None = (crop[0], crop[1]) if crop else None
