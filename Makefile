@@ -60,4 +60,4 @@ requirements: setup ## pin requirements/all.txt anew from pyproject.toml
 	@rm requirements/.all.txt
 
 clean: ## remove everything that stages and setup made (data, models, report, .venv)
-	rm -rf $(VENV) data models metrics/report .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) data models metrics/report/report.html .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@ def evaluate(config: EngineConfig) -> None:
     from segforge.scores.evaluate import evaluate
     from segforge.scores.predictions import evaluate_predictions
 
-    (evaluate_predictions if config.predictions else evaluate)(config)
+    (evaluate if config.predictions is None else evaluate_predictions)(config)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@ import pytest
 from small_world import VARIANT
 
 from segforge.errors import SegforgeError
-from segforge.files import read_json, write_csv
+from segforge.files import read_json, write_csv, write_json
 from segforge.gate import gate
 from segforge.layout import EnginePaths
 from segforge.scores.ledger import COLUMNS
@@ -13,14 +13,15 @@ def ledger(project, composed):
     """Write a ledger of (step, batch, score, agreement) and give what the gate says about it."""
     from omegaconf import OmegaConf
 
-    def run(*rows, precision="fp32"):
+    def run(*rows, precision="fp32", scored="e" * 64):
         config = OmegaConf.to_object(composed("engine", [f"variant={VARIANT}", f"precision={precision}"]))
         paths = EnginePaths(VARIANT, config.target.name, precision)
+        write_json(paths.manifest, {"engine_sha256": "e" * 64})
         write_csv(
             paths.detail("evaluate", "ledger.csv"),
             COLUMNS,
             [
-                {"step": s, "runtime": "r", "batch": b, "score": v, "loss": 0.9 - v, "agreement": a}
+                {"step": s, "runtime": "r", "batch": b, "score": v, "loss": 0.9 - v, "agreement": a, "sha256": scored}
                 for s, b, v, a in [("checkpoint", "", 0.9, ""), *rows]
             ],
         )
@@ -35,6 +36,7 @@ def test_passes_up_to_the_budget(ledger, capsys):
         "passed": True,
         "loss": pytest.approx(0.0005),
         "budget": 0.0005,
+        "engine_sha256": "e" * 64,
     }
     table = capsys.readouterr().out
     assert f"{VARIANT} cpu-onnxruntime fp32\nstep" in table and table.count(" ok") == 4
@@ -59,6 +61,15 @@ def test_fails_with_the_table_and_leaves_no_pass_behind(ledger, rows, reason):
     with pytest.raises(SegforgeError, match=reason) as caught:
         ledger(*rows)
     assert "verdict" in str(caught.value) and "checkpoint" in str(caught.value)
+    assert not EnginePaths(VARIANT, "cpu-onnxruntime", "fp32").metrics("gate").exists()
+
+
+@pytest.mark.parametrize("rows", [[], [("typed", "", 0.9, "")], [("engine", 1, 0.9, 1)]])
+def test_a_ledger_of_no_engine_or_another_passes_nothing(ledger, rows):
+    ledger(("engine", 1, 0.9, 1))
+    with pytest.raises(SegforgeError, match="is of another engine") as caught:
+        ledger(*rows, scored="another engine's")
+    assert "stages/evaluate.py" in str(caught.value)
     assert not EnginePaths(VARIANT, "cpu-onnxruntime", "fp32").metrics("gate").exists()
 
 

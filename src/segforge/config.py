@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from segforge.errors import SegforgeError, unknown_name
 
 TASKS = ("semantic", "panoptic", "classification")
+VOID_RULES = ("ignore", "wrong")
 METRIC_OF_TASK = {"semantic": "miou", "panoptic": "pq", "classification": "top1"}
 
 
@@ -333,11 +334,33 @@ def check_network(config: NetworkConfig) -> None:
         (recipe.score_split, ("train", "val", "test"), "recipe.score_split"),
         (export.tail, ("argmax", "logits"), "export.tail"),
         (export.resize, ("graph", "host"), "export.resize"),
-        (dataset.void_rule, ("ignore", "wrong"), "dataset.void_rule"),
+        (dataset.void_rule, VOID_RULES, "dataset.void_rule"),
         (export.input_layout, ("nchw_float32", "nhwc_uint8"), "export.input_layout"),
     ):
         if value not in known:
             raise unknown_name(what, value, known)
+    scale, crop, mean, std = training.augment.scale, training.crop, recipe.input.mean, recipe.input.std
+    weighted = training.loss.class_weights
+    for fits, what, expected in (
+        (training.epochs >= 0, f"training.epochs={training.epochs}", "1 or more, or 0: the weights as they come"),
+        (training.batch >= 2, f"training.batch={training.batch}", "2 or more: batch norm needs a batch"),
+        (training.validate_every >= 1, f"training.validate_every={training.validate_every}", "1 epoch or more"),
+        (
+            len(scale) == 2 and 0 < scale[0] <= scale[-1],
+            f"training.augment.scale={scale}",
+            "[low, high], 0 < low <= high",
+        ),
+        (crop is None or (len(crop) == 2 and min(crop) > 0), f"training.crop={crop}", "[height, width], or null"),
+        (len(mean) == 3, f"input.mean={mean}", "a value for each of three channels"),
+        (len(std) == 3 and min(std) > 0, f"input.std={std}", "a value above 0 for each of three channels"),
+        (
+            weighted == "none" or model.task != "panoptic",
+            f"training.loss.class_weights={weighted}",
+            "none: a panoptic network's losses know no class weights",
+        ),
+    ):
+        if not fits:
+            raise SegforgeError(f"recipe.{what}", expected=expected)
     if export.resize == "host" and export.tail != "logits":
         raise SegforgeError(
             "export.resize=host needs logits: class ids that are enlarged afterwards score less",
@@ -362,6 +385,11 @@ def check_network(config: NetworkConfig) -> None:
         raise SegforgeError(
             f"export.batch_min={export.batch_min}, export.batch_max={export.batch_max}",
             expected="1 <= batch_min <= batch_max",
+        )
+    if not export.check_batches or export.check_images < 1:
+        raise SegforgeError(
+            f"export.check_batches={export.check_batches}, export.check_images={export.check_images}",
+            expected="a batch and an image at least: a conversion is accepted on what they show",
         )
     outside = [b for b in export.check_batches if not export.batch_min <= b <= export.batch_max]
     if outside:
@@ -393,8 +421,30 @@ def check_engine(config: EngineConfig) -> None:
             f"runtime {runtime.name!r} does not run on a {device.kind}",
             expected=f"a device of kind {', '.join(runtime.devices)}",
         )
-    if not config.benchmark.batches or min(config.benchmark.batches) < 1:
-        raise SegforgeError(f"benchmark.batches={config.benchmark.batches}", expected="batches of 1 or more")
+    for value, known, what in (
+        (runtime.activation, ("uint8", "int8"), "target.runtime.activation"),
+        (runtime.argmax, ("planes", "channels_last"), "target.runtime.argmax"),
+    ):
+        if value not in known:
+            raise unknown_name(what, value, known)
+    if runtime.threads < 0:
+        raise SegforgeError(
+            f"target.runtime.threads={runtime.threads}", expected="0 for every core of this process, or more"
+        )
+    calibration = precision.calibration
+    if calibration and (calibration.images < 1 or not 0 < calibration.percentile <= 100):
+        raise SegforgeError(
+            f"precision.calibration.images={calibration.images}, percentile={calibration.percentile:g}",
+            expected="1 image or more, and a percentile above 0 and up to 100",
+        )
+    if precision.name == "int8" and not calibration:
+        raise SegforgeError("precision=int8 without precision.calibration", expected="how its ranges are found")
+    timing = config.benchmark
+    if not timing.batches or min(timing.batches) < 1:
+        raise SegforgeError(f"benchmark.batches={timing.batches}", expected="batches of 1 or more")
+    for what in ("min_samples", "streams", "images"):
+        if getattr(timing, what) < 1:
+            raise SegforgeError(f"benchmark.{what}={getattr(timing, what)}", expected="1 or more")
     if config.variant.count("-") != 2:
         raise SegforgeError(
             f"variant {config.variant!r} is no <model>-<backbone>-<dataset>",
@@ -402,6 +452,31 @@ def check_engine(config: EngineConfig) -> None:
         )
     if config.variant not in known_variants():
         raise unknown_name("variant", config.variant, known_variants())
+
+
+def check_dataset(config: DatasetConfig) -> None:
+    """Raise `SegforgeError` where a data set's config cannot be served, before anything is drawn or downloaded."""
+    dataset = config.dataset
+    if not dataset.tasks or not set(dataset.tasks) <= set(TASKS):
+        raise SegforgeError(f"dataset.tasks={dataset.tasks}", expected=f"one or more of {', '.join(TASKS)}")
+    # Only an image folder names its classes itself.
+    bare = [task for task in dataset.tasks if not dataset.classes.get(task)]
+    if bare and (dataset.layout or dataset.name) != "image_folder":
+        raise SegforgeError(
+            f"data set {dataset.name!r} has no {bare[0]} classes",
+            expected=f"dataset.classes.{bare[0]}, or dataset.tasks without {bare[0]}",
+        )
+    if not 0 <= dataset.void <= 255:
+        raise SegforgeError(f"dataset.void={dataset.void}", expected="0 to 255: labels are stored in 8 bits")
+    if dataset.void_rule not in VOID_RULES:
+        raise unknown_name("dataset.void_rule", dataset.void_rule, VOID_RULES)
+    named = dataset.classes.get("panoptic", [])
+    foreign = [name for name in dataset.things if name not in named]
+    if foreign:
+        raise SegforgeError(
+            f"dataset.things: {', '.join(foreign)}: no panoptic class of {dataset.name}",
+            expected=f"some of {', '.join(named) or '(none)'}",
+        )
 
 
 def engine_config(variant: str, target: str, precision: str) -> EngineConfig:

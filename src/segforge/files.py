@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside the target, then renamed; hashes; JSON and CSV."""
 
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ def _temporary(target: Path) -> Path:
     if TEMPORARY.fullmatch(target.name):
         raise ValueError(f"{target} is a temporary name already: write to it as it is")
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}.*.tmp"):
+    for stale in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         _remove(stale)
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
@@ -54,14 +55,17 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """An empty folder to fill, renamed to `target` (which it replaces) when the block ends well."""
     temporary = _temporary(target)
+    old = target.with_name(f".{target.name}.0{os.getpid()}.tmp")  # the form that the next write clears
     temporary.mkdir()
     try:
         yield temporary
+        # A folder cannot be replaced in one step: the old one is renamed first, so that a kill between the
+        # two leaves nothing rather than a mixture.
         if target.exists():
-            # A folder cannot be replaced in one step: the old one goes first, so that a kill
-            # between the two leaves nothing rather than a mixture.
-            _remove(target)
+            os.replace(target, old)
         os.replace(temporary, target)
+        if old.exists():
+            _remove(old)
     finally:
         if temporary.exists():
             _remove(temporary)
@@ -106,7 +110,7 @@ def read_json(path: Path, *, made_by: str) -> Any:
         raise SegforgeError(f"{path} is missing", expected="a file that an earlier stage writes", hint=made_by)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise SegforgeError(f"{path} is not valid JSON: {error}", hint=made_by) from error
 
 

@@ -2,9 +2,10 @@
 
 from segforge.config import EngineConfig, budget
 from segforge.errors import SegforgeError
-from segforge.files import read_csv, write_json
+from segforge.files import write_json
 from segforge.report.table import text_table
 from segforge.runtimes.build import paths_of
+from segforge.scores.ledger import read_ledger
 
 # The least share of classes on which two batch sizes of one engine must agree. In fp32 only ties at
 # class borders may turn (sums are taken in another order); narrower types round each layer's output,
@@ -16,13 +17,14 @@ AGREEMENT_NARROW = 0.99
 def gate(config: EngineConfig) -> None:
     """Pass the engine when no step and no batch lost more than the budget; print the table either way.
 
-    Raises `SegforgeError` with the whole table otherwise, and leaves no metrics/gate file.
+    Raises `SegforgeError` with the whole table otherwise, and leaves no metrics/gate file; and when the
+    ledger is not of the engine that is built.
     """
     paths = paths_of(config)
     paths.metrics("gate").unlink(missing_ok=True)
     allowed = budget(config.variant, config.precision.name)
     least = AGREEMENT.get(config.precision.name, AGREEMENT_NARROW)
-    ledger = read_csv(paths.detail("evaluate", "ledger.csv"), made_by=paths.command("evaluate"))
+    ledger = read_ledger(paths)
 
     faults: list[str] = []
     table: list[list[str]] = []
@@ -51,4 +53,5 @@ def gate(config: EngineConfig) -> None:
         )
     print(f"{title}\n{text}")
     worst = max(float(row["loss"]) for row in ledger)
-    write_json(paths.metrics("gate"), {"passed": True, "loss": worst, "budget": allowed})
+    verdict_of = {"passed": True, "loss": worst, "budget": allowed, "engine_sha256": ledger[-1]["sha256"]}
+    write_json(paths.metrics("gate"), verdict_of)

@@ -65,7 +65,8 @@ class VariantPaths:
     def command(self, stage: str) -> str:
         """What to type to run a model-half stage for this variant."""
         model, backbone, dataset = self.variant.split("-")
-        return f"python stages/{stage}.py model={model} backbone={backbone} dataset={dataset}"
+        config = " mmseg.config=<name>" if model == "mmseg" else ""  # the variant's name does not hold it
+        return f"python stages/{stage}.py model={model} backbone={backbone} dataset={dataset}{config}"
 
     def metrics(self, stage: str) -> Path:
         """The figures of a model-half stage (`train`, `export`, `simplify`)."""

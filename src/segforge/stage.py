@@ -26,6 +26,7 @@ GROUPS = {
 CHECKS: dict[str, Callable[[Any], None]] = {
     "network": schema.check_network,
     "engine": schema.check_engine,
+    "dataset": schema.check_dataset,
 }
 
 

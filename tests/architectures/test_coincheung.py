@@ -1,15 +1,22 @@
 """CoinCheung's BiSeNets: every published key finds its place, and the output is that of plain operations."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tiny_engine import METADATA
 from torch.nn import functional as F
 
 from segforge.architectures import build_network, registry
 from segforge.architectures.weights import load_network_weights
 from segforge.errors import SegforgeError
+from segforge.onnx.export import convert
+from segforge.onnx.metadata import embed_metadata, save_onnx
+from segforge.runtimes import onnx_runner
 
 CLASSES = 6
 Weights = dict[str, torch.Tensor]
@@ -256,6 +263,40 @@ def test_weights_without_the_auxiliary_heads_do(
         torch.testing.assert_close(
             upsampled(network(images), 8), forward(Plain(published()), images)[0], rtol=1e-4, atol=1e-3
         )
+
+
+@pytest.mark.parametrize(("backbone", "published", "forward"), CASES, ids=["v1", "v2"])
+def test_onnx_runtime_gives_pytorchs_class_ids(
+    backbone: str, published: Callable[[], Weights], forward: Forward, tmp_path: Path
+) -> None:
+    height, width, mean, std = 64, 96, [100.0, 110.0, 120.0], [50.0, 55.0, 60.0]
+    described = replace(
+        METADATA,
+        model="bisenet_coincheung",
+        architecture="bisenet_coincheung",
+        backbone=backbone,
+        classes=[f"class {i}" for i in range(CLASSES)],
+        colours=[[i, i, i] for i in range(CLASSES)],
+        height=height,
+        width=width,
+        output_height=height,
+        output_width=width,
+        mean=mean,
+        std=std,
+        outputs=[{"name": "ids", "dtype": "uint8", "shape": [height, width]}],
+    )
+    network = build_network("bisenet_coincheung", backbone, classes=CLASSES, options={})
+    load_network_weights(network, registry["bisenet_coincheung"], published(), CLASSES)
+    model = convert(network, described)
+    embed_metadata(model, described)
+    save_onnx(model, tmp_path / "model.onnx")
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        expected = upsampled(network.eval()(images), 8).argmax(1).numpy()
+    with onnx_runner(tmp_path / "model.onnx") as runner:
+        found = runner.run({"images": images.numpy()})["ids"]
+    assert len(np.unique(expected)) > 1
+    assert (found == expected).mean() >= 0.999
 
 
 def test_one_version_does_not_take_the_others_weights() -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from segforge.architectures import build_network, registry
 from segforge.errors import SegforgeError
+from segforge.layout import VariantPaths
 
 pytest.importorskip("mmseg", reason="the extra mmseg is not installed")
 
@@ -137,6 +138,7 @@ def test_builds_in_silence() -> None:
     ("run", "said"),
     [
         (lambda: build("bisenetv1_r18-d32_4xb4-160k_cityscapes-1024"), f"no config(.|\n)*{V1}"),
+        (lambda: build("@"), r"for example \w+"),
         (lambda: build(""), r"mmseg\.config="),
         (lambda: build("ocrnet_hr18_4xb2-40k_cityscapes-512x1024"), "CascadeEncoderDecoder"),
         (lambda: build("mask2former_r50_8xb2-90k_cityscapes-512x1024"), "mmdet"),
@@ -148,6 +150,10 @@ def test_builds_in_silence() -> None:
 def test_what_cannot_be_had_is_refused(run: Callable[[], object], said: str) -> None:
     with pytest.raises(SegforgeError, match=said):
         run()
+
+
+def test_the_command_of_a_variant_asks_for_the_config() -> None:
+    assert VariantPaths("mmseg-own-shapes").command("train").endswith(" dataset=shapes mmseg.config=<name>")
 
 
 def test_without_mmsegmentation_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,22 @@ def test_rubbish_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "weights.pth").write_bytes(data)
     with pytest.raises(SegforgeError, match="state dict"):
         read_state_dict(tmp_path / "weights.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@FORMATS
+def test_a_torn_file_is_refused_wherever_it_ends(tmp_path: Path, zipped: bool) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"a": torch.arange(3)}, file, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    for end in range(0, len(whole), 5):
+        for data in (whole[:end], whole[:end] + b"\xff" + whole[end + 1 :]):
+            file.write_bytes(data)
+            with suppress(SegforgeError):  # a byte that nothing looks at may be anything
+                read_state_dict(file)
+        file.write_bytes(whole[:end])
+        with pytest.raises(SegforgeError, match="state dict"):
+            read_state_dict(file)
 
 
 @pytest.mark.parametrize("content", [{"a": torch.arange(3)}, {"model": {"a": torch.arange(3)}, "epoch": 2}])

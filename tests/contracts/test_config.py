@@ -62,6 +62,8 @@ def test_a_target_takes_a_precision_or_says_why_not(
         (["recipe.training.select=train"], "picks its best checkpoint on 'train'"),
         (["export.batch_min=4", "export.batch_max=2"], "1 <= batch_min <= batch_max"),
         (["export.check_batches=[1,16]"], r"\[16\] lie outside the exported range"),
+        (["export.check_batches=[]"], r"check_batches=\[\](.|\n)*at least"),
+        (["export.check_images=0"], "check_images=0"),
         (["export.opset=17"], "18 or later"),
         (["export.tail=softmax"], "argmax, logits"),
         (
@@ -79,6 +81,29 @@ def test_a_target_takes_a_precision_or_says_why_not(
 def test_what_cannot_work_together_is_refused(overrides: list[str], message: str, composed: Callable[..., Any]) -> None:
     with pytest.raises(SegforgeError, match=message):
         network(composed, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("target.runtime.activation=uint4", "unknown target.runtime.activation 'uint4'"),
+        ("target.runtime.argmax=rows", "unknown target.runtime.argmax 'rows'"),
+        ("target.runtime.threads=-1", "threads=-1"),
+        ("precision.calibration.images=0", "calibration.images=0"),
+        ("precision.calibration.percentile=0", "percentile=0"),
+        ("precision.calibration.percentile=100.1", "percentile=100.1"),
+        ("precision.calibration=null", r"int8 without precision\.calibration"),
+        ("benchmark.streams=0", "streams=0"),
+        ("benchmark.images=-1", "images=-1"),
+        ("benchmark.min_samples=0", "min_samples=0"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(
+    override: str, message: str, composed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SegforgeError, match=message):
+        schema.check_engine(OmegaConf.to_object(composed("engine", ["precision=int8", override])))
 
 
 def test_a_budget_is_read_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

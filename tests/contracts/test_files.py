@@ -37,6 +37,26 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["set"]
 
 
+def test_a_kill_while_a_folder_is_replaced_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old folder is renamed in one step; what is deleted file by file has no name that anybody reads."""
+    target = tmp_path / "a[1]"
+    target.mkdir()
+    (target / "old").write_text("1")
+
+    def killed(path: Path) -> None:
+        assert path != target
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_remove", killed)
+        with pytest.raises(KeyboardInterrupt), files.atomic_folder(target) as temporary:
+            (temporary / "new").write_text("2")
+    assert os.listdir(target) == ["new"]
+    with files.atomic_folder(target):
+        pass
+    assert os.listdir(tmp_path) == ["a[1]"]
+
+
 def test_what_a_kill_left_is_cleared_by_the_next_write(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from segforge import files\n"

@@ -51,6 +51,8 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         ("train", [], ["index.json is missing", "python stages/download.py dataset=shapes"]),
         ("download", ["dataset=camvid"], ["camvid-480x360.tar", "SEGFORGE_MIRROR"]),
         ("download", ["dataset=camvid", "dataset.folder=nowhere"], ["nowhere"]),
+        ("download", ["recipe=typo"], ["recipe/typo", DEEPLAB, "known names"]),
+        ("download", ["dataset.tasks=[]"], ["dataset.tasks=[]", "semantic, panoptic, classification"]),
         ("predict", [f"variant={DEEPLAB}", "input=none.png", "output=out"], ["none.png"]),
     ],
 )

@@ -64,6 +64,9 @@ def test_keys_of_the_catalogue_say_what_they_hold() -> None:
         model = yaml.safe_load((ROOT / "conf" / "model" / f"{row['model']}.yaml").read_text())
         assert row["architecture"] == model.get("architecture", row["model"])
         assert row["dataset"] in CATALOGUE["datasets"]
+    for key, row in CATALOGUE["datasets"].items():
+        data = yaml.safe_load((ROOT / "conf" / "dataset" / f"{key}.yaml").read_text())
+        assert row["layout"] == data.get("layout", key)
     for key, row in CATALOGUE["engines"].items():
         assert key == f"{row['variant']}-{row['device']}-{row['runtime']}-{row['precision']}"
         assert row["dataset"] == CATALOGUE["variants"][row["variant"]]["dataset"]
@@ -122,6 +125,19 @@ def test_outputs_are_where_layout_spells_them() -> None:
     assert outs["probe"] == {str(layout.MACHINE)}
     assert outs["ceilings"] == {str(layout.CEILINGS)}
     assert outs["report"] == {str(p) for p in (layout.REPORT, layout.FIGURES, layout.LATENCY_PLOT, layout.SCORE_PLOT)}
+
+
+@pytest.mark.parametrize(
+    ("path", "verbs"),
+    [
+        ("src/segforge/datasets/preprocess.py", {"train", "export", "simplify", "quantize", "evaluate", "benchmark"}),
+        ("src/segforge/scores/decode.py", {"export", "simplify", "quantize", "evaluate", "benchmark"}),
+        ("src/segforge/scores/panoptic.py", {"export", "simplify", "quantize", "evaluate"}),
+    ],
+)
+def test_what_decides_figures_is_tracked_by_every_stage_that_runs_it(path: str, verbs: set[str]) -> None:
+    """Directly: a stage whose inputs come out the same is not run again for an edit further up."""
+    assert {name.split("@")[0] for name in touched(path)} == verbs
 
 
 def downstream(names: set[str]) -> set[str]:
@@ -209,11 +225,26 @@ def half(keys: set[str], verbs: tuple[str, ...] = ENGINE_HALF) -> set[str]:
         ),
         pytest.param("conf/dataset/shapes.yaml", None, set(stages()) - {"probe", "ceilings"}, id="a data set"),
         pytest.param(
-            "src/segforge/scores/decode.py",
+            "src/segforge/scores/miou.py",
             None,
-            half(set(CATALOGUE["engines"]), ("evaluate", "gate", "benchmark")) | {"report"},
+            set(stages())
+            - {"probe", "ceilings", "download@shapes"}
+            - {f"train@{key}" for key in CATALOGUE["variants"]},
             id="a metric",
         ),
+        pytest.param(
+            "src/segforge/scores/ledger.py",
+            None,
+            half(set(CATALOGUE["engines"]), ("evaluate", "gate", "benchmark")) | {"report"},
+            id="the ledger",
+        ),
+        pytest.param(
+            "src/segforge/timing/measure.py",
+            None,
+            half(set(CATALOGUE["engines"]), ("benchmark",)) | {"report"},
+            id="how a figure is taken",
+        ),
+        pytest.param("src/segforge/timing/compare.py", None, set(), id="what no stage runs"),
         pytest.param("stages/report.py", None, {"report"}, id="the report"),
     ],
 )

@@ -88,6 +88,15 @@ def test_corrupt_files_are_named(camvid: Callable[[], None], camvid_folder: Path
     refused(camvid, f"CamVid/{name} cannot be decoded")
 
 
+@pytest.mark.parametrize("name", ["train/train_0.jpg", "testannot/test_2.png"])
+def test_an_image_that_claims_to_be_huge_is_named(
+    camvid: Callable[[], None], camvid_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (96, 72)).save(camvid_folder / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36 * 48)  # twice as much is an error, less a warning
+    refused(camvid, f"CamVid/{name} cannot be decoded")
+
+
 def test_unknown_label_id(camvid: Callable[[], None], camvid_folder: Path) -> None:
     path = camvid_folder / "valannot" / "val_2.png"
     ids = np.array(Image.open(path))
@@ -212,6 +221,12 @@ def test_image_folder_uses_split_folders(flowers: Make, flowers_folder: Path) ->
 def test_image_folder_names_a_corrupt_image(flowers: Make, flowers_folder: Path) -> None:
     (flowers_folder / "tulip" / "07.jpg").write_bytes(b"\xff\xd8\xff")
     refused(flowers, "images/tulip/07.jpg cannot be decoded")
+
+
+def test_image_folder_refuses_a_class_without_images(flowers: Make, flowers_folder: Path) -> None:
+    (flowers_folder / "notes" / "older").mkdir(parents=True)
+    shutil.copy(flowers_folder / "daisy" / "00.jpg", flowers_folder / "notes" / "older")
+    refused(flowers, "class folders without images: 1\n    notes")
 
 
 def test_one_class_is_no_classification(flowers: Make, flowers_folder: Path) -> None:

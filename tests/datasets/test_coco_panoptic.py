@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from segforge.config import Dataset
 from segforge.datasets import make_dataset
 from segforge.datasets.base import Segment, load_index
 from segforge.datasets.panoptic import instance_map, read_panoptic, read_segment_ids, semantic_of, write_segment_ids
+from segforge.files import sha256_file
 
 Make = Callable[..., Dataset]
 SIZES = [(10, 14), (12, 9), (8, 8)]
@@ -137,6 +139,27 @@ def test_labels_may_lie_in_annotations(coco: Callable[..., Dataset], copy: Path)
     assert sample.label == Path("data/coco_panoptic/COCO/annotations/panoptic_val2017/000000001139.png")
 
 
+def test_archives_may_hold_one_folder_each(
+    coco: Callable[..., Dataset], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As COCO's own do: the folder of each is kept, what lies beside it is not, and no name comes twice."""
+    archives = []
+    for name in ("annotations", *(f"{start}{s}2017" for start in ("", "panoptic_") for s in ("train", "val"))):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            tar.add(copy / name, name)
+            if name.startswith("panoptic"):
+                tar.add(__file__, "README")
+        archives.append({"name": name, "sha256": sha256_file(tmp_path / name)})
+    monkeypatch.setenv("SEGFORGE_MIRROR", str(tmp_path))
+    refused(
+        lambda: coco(folder=None, archives=[*archives, archives[1] | {"name": "again"}]),
+        "again brings train2017, which another archive brought already",
+    )
+    coco(folder=None, archives=archives)
+    assert len(load_index("coco_panoptic").split("panoptic", "val")) == 3
+    assert sorted(p.name for p in Path("data/coco_panoptic/COCO").iterdir()) == sorted(row["name"] for row in archives)
+
+
 def test_another_data_set_may_have_the_layout(coco: Callable[..., Dataset], copy: Path) -> None:
     few = [{"id": 9, "name": "cat", "isthing": 1}, {"id": 4, "name": "lawn", "isthing": 0}]
 
@@ -187,6 +210,18 @@ def test_another_data_set_may_have_the_layout(coco: Callable[..., Dataset], copy
         (
             lambda raw: raw["annotations"][0]["segments_info"].append({"id": 7, "category_id": CAR, "iscrowd": 0}),
             ["panoptic_val2017/000000001141.png: segments [7] twice in the JSON"],
+        ),
+        (
+            lambda raw: raw["annotations"][0]["segments_info"][1].update(id="7"),
+            ["annotations/panoptic_val2017.json", "000000001141.png: segment id '7' is no whole number"],
+        ),
+        (
+            lambda raw: raw["annotations"][0].update(image_id=1139),
+            ["000000001141.png: its image 000000001139.jpg has 000000001139.png already"],
+        ),
+        (
+            lambda raw: raw["categories"][2].update(id=PERSON),
+            ["annotations/panoptic_val2017.json gives the category id 1 to person and to car"],
         ),
         (lambda raw: raw["annotations"].pop(1), ["panoptic_val2017/000000001140.png has no row"]),
         (lambda raw: raw["annotations"].append(raw["annotations"][0]), ["one PNG has two rows"]),

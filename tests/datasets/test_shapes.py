@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segforge.config import Dataset
+from segforge.config import Dataset, DatasetConfig, check_dataset
 from segforge.datasets import make_dataset
 from segforge.datasets.base import load_index, read_image, read_label_ids
 from segforge.datasets.checks import hash_labels
@@ -133,12 +133,50 @@ def test_exchanging_red_and_blue_changes_the_evidence_for_a_class(work: Path, sm
             "semantic: val",
         ),
         ({"classes": {"semantic": ["sky", "cat"]}}, "other classes"),
+        ({"classes": {"panoptic": ["ground", "sky"]}}, "as semantic ones"),
+        ({"things": []}, "dataset.things is empty"),
+        ({"options": {"radius": [28, 15]}}, r"dataset.options.radius=\[28, 15\]"),
+        ({"options": {"object_radius": 22}}, "dataset.options.object_radius=22"),
     ],
 )
 def test_bad_options_are_refused_and_leave_nothing(work: Path, dataset: Make, changes: dict, said: str) -> None:
     with pytest.raises(SegforgeError, match=said):
         make_dataset(dataset("shapes", **changes))
     assert list(Path("data").iterdir()) == []
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "classification"])
+def test_one_task_alone_may_be_asked_for(work: Path, small_shapes: Make, task: str) -> None:
+    config = small_shapes()
+    config.tasks = [task]
+    make_dataset(config)
+    assert list(load_index("shapes").samples) == [task]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("shapes", {"tasks": []}, r"dataset.tasks=\[\]\n.*one or more of semantic"),
+        ("shapes", {"tasks": ["semantik"]}, "semantik"),
+        ("camvid", {"tasks": ["panoptic"]}, "'camvid' has no panoptic classes"),
+        ("shapes", {"void": 300}, "dataset.void=300"),
+        ("shapes", {"void": -1}, "dataset.void=-1"),
+        ("shapes", {"void_rule": "foo"}, "unknown dataset.void_rule 'foo'"),
+        ("cityscapes", {"things": ["persn"]}, r"dataset.things: persn(.|\n)*person"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(dataset: Make, name: str, changes: dict, said: str) -> None:
+    with pytest.raises(SegforgeError, match=said):
+        check_dataset(DatasetConfig(dataset(name, **changes)))
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("conf/dataset/*.yaml")), ids=lambda p: p.stem)
+def test_every_config_can_be_served(dataset: Make, path: Path) -> None:
+    check_dataset(DatasetConfig(dataset(path.stem)))
+
+
+def test_an_image_folder_may_name_its_classes_itself(dataset: Make) -> None:
+    check_dataset(DatasetConfig(dataset("image_folder", classes={"classification": []})))
 
 
 def test_unknown_name_lists_the_known_ones(work: Path, dataset: Make) -> None:

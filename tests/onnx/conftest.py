@@ -1,6 +1,7 @@
 """A data set of coloured rectangles and an untrained network with all that the exporter makes difficult."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def trained(project: Path, composed: Callable[..., Any], monkeypatch: pytest.Mon
     def build(model: str, backbone: str, *, classes: int, options: dict[str, Any]) -> nn.Module:
         return Tiny(model == "classifier")
 
+    taken = replace(architectures.registry["deeplabv3plus"], input_multiple=8)
+    monkeypatch.setitem(architectures.registry, "deeplabv3plus", taken)
     monkeypatch.setattr(architectures, "build_network", build)
     monkeypatch.setattr(checkpoint, "build_network", build)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
+from tiny_engine import METADATA
 
 from segforge.config import NetworkConfig
 from segforge.datasets.base import load_index, read_image
@@ -130,11 +132,32 @@ def test_a_wrong_conversion_is_refused_with_a_table_and_leaves_nothing(
     assert not paths.metrics("export").exists()
 
 
-def test_an_older_opset_is_refused(trained: Make) -> None:
+def test_outputs_that_agree_do_not_excuse_another_score(trained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = trained()
-    config.export.opset = 17
-    with pytest.raises(SegforgeError, match="opset 17"):
+    right = module.convert
+    monkeypatch.setattr(module, "convert", lambda network, metadata: _swapped_classes(right(network, metadata)))
+    monkeypatch.setattr(module, "check_parity", lambda *_: 0.0)
+    with pytest.raises(SegforgeError, match="the exported graph scores"):
         export(config)
+    assert not VariantPaths(config.variant).onnx.exists()
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_before_the_exporter_runs(
+    trained: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trained("recipe.input.height=100")
+    monkeypatch.setattr(module, "convert", None)
+    with pytest.raises(SegforgeError, match=r"100x40\n.*recipe.input with multiples of 8"):
+        export(config)
+
+
+def test_a_network_that_the_exporter_cannot_convert_is_named() -> None:
+    class Unequal(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.cat([images, images[:, :, ::2]], 1)
+
+    with pytest.raises(SegforgeError, match="cannot convert tiny on none at 8x12: Sizes of tensors must match"):
+        module.convert(Unequal(), METADATA)
 
 
 def test_other_normalisation_than_trained_is_refused(trained: Make) -> None:

@@ -1,6 +1,8 @@
 """A simplified file keeps outputs, metadata and dynamic batch, and computes no sizes."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from segforge.layout import VariantPaths
 from segforge.onnx import simplify as module
 from segforge.onnx.export import export
 from segforge.onnx.graph import require_constant_pads
-from segforge.onnx.metadata import read_metadata, save_onnx
+from segforge.onnx.metadata import embed_metadata, read_metadata, save_onnx
 from segforge.onnx.simplify import simplify
 from segforge.runtimes import onnx_runner
 
@@ -104,4 +106,34 @@ def test_a_score_other_than_the_checkpoints_is_refused(exported: NetworkConfig) 
     figures = read_json(path, made_by="")
     write_json(path, figures | {"checkpoint": figures["checkpoint"] + 0.01})
     with pytest.raises(SegforgeError, match="as the checkpoint"):
+        simplify(exported)
+
+
+def test_what_export_spent_of_the_tolerance_is_gone(exported: NetworkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = VariantPaths(exported.variant).metrics("export")
+    write_json(path, read_json(path, made_by="") | {"max_mismatch": exported.export.tolerance / 4})
+    given: list[float] = []
+
+    def seen(*arguments: Any) -> float:
+        given.append(arguments[-1])
+        return 0.0
+
+    monkeypatch.setattr(module, "check_parity", seen)
+    simplify(exported)
+    assert given == [pytest.approx(exported.export.tolerance * 3 / 4)]
+
+
+def test_figures_of_another_export_are_refused(exported: NetworkConfig) -> None:
+    path = VariantPaths(exported.variant).metrics("export")
+    write_json(path, read_json(path, made_by="") | {"onnx_sha256": "0" * 64})
+    with pytest.raises(SegforgeError, match=r"of another file than(.|\n)*stages/export\.py"):
+        simplify(exported)
+
+
+def test_a_file_of_another_variant_is_refused(exported: NetworkConfig) -> None:
+    path = VariantPaths(exported.variant).onnx
+    model = onnx.load(path)
+    embed_metadata(model, replace(read_metadata(path, made_by=""), variant="another"))
+    save_onnx(model, path)
+    with pytest.raises(SegforgeError, match=r"of variant 'another'(.|\n)*stages/export\.py"):
         simplify(exported)

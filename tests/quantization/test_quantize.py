@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from small_world import VARIANT, World
+from small_world import VARIANT, World, network
 
 from segforge.datasets.base import load_index
 from segforge.errors import SegforgeError
 from segforge.files import read_json, sha256_file, write_json
 from segforge.layout import VariantPaths
 from segforge.onnx.graph import channels_last_argmax, fix_resize_sizes, flatten_argmax
-from segforge.onnx.metadata import read_metadata
-from segforge.quantization.quantize import share_concat_ranges, tail
+from segforge.onnx.metadata import read_metadata, save_onnx
+from segforge.quantization.quantize import share_concat_ranges, stems, tail
 from segforge.runtimes import onnx_runner
 
 
@@ -142,6 +143,18 @@ def test_skipped_operators_stay_in_float(world: World) -> None:
     assert all(producers.get(n.input[0]) != "DequantizeLinear" for n in model.graph.node if n.op_type == "Conv")
 
 
+def test_a_skipped_name_that_nothing_quantises_is_refused(world: World) -> None:
+    with pytest.raises(SegforgeError, match=r"names Convolution, which(.|\n)*expected: .*Conv,"):
+        _int8(world, "precision.skip=[Conv,Convolution]")
+
+
+def test_a_file_of_another_variant_is_refused(world: World) -> None:
+    path = VariantPaths(VARIANT).simplified
+    save_onnx(network(replace(world.metadata, variant="another")), path)
+    with pytest.raises(SegforgeError, match=r"of variant 'another'(.|\n)*stages/simplify\.py"):
+        _int8(world)
+
+
 def test_the_stage_never_imports_torch(world: World, root: Path) -> None:
     code = (
         "import runpy, sys; sys.argv = ['quantize.py', 'precision=int8', 'precision.calibration.images=2'];"
@@ -211,6 +224,37 @@ def test_only_relu_inputs_of_a_concat_share_a_range() -> None:
     assert ranges["b"] is ranges["a"] is ranges["both"]
     assert ranges["b"] is not narrow
     assert ranges["c"] is clip
+
+
+def test_a_concat_of_unknown_ranges_is_left_alone() -> None:
+    ranges: dict[str, Any] = {}
+    share_concat_ranges(_tail_graph(), ranges)
+    assert not ranges
+
+
+@pytest.mark.parametrize("layout", ["nchw_float32", "nhwc_uint8"])
+def test_the_stem_is_the_large_convolution_that_reads_the_images(layout: str) -> None:
+    prepare = [
+        helper.make_node("Transpose", ["images"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+        helper.make_node("Add", ["shift", "scaled"], ["prepared"]),
+    ]
+    source = "prepared" if layout == "nhwc_uint8" else "images"
+    nodes = [
+        helper.make_node("Conv", [source, "large"], ["a"], "stem"),
+        helper.make_node("Conv", [source, "small"], ["b"], "beside"),
+        helper.make_node("Conv", ["a", "large"], ["c"], "second"),
+    ]
+    shapes = {"large": (3, 3, 7, 7), "small": (3, 3, 3, 3), "scale": (1, 3, 1, 1), "shift": (1, 3, 1, 1)}
+    graph = helper.make_graph(
+        [*(prepare if layout == "nhwc_uint8" else []), *nodes],
+        "stem",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, None)],
+        [],
+        [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()],
+    )
+    assert stems(helper.make_model(graph)) == ["stem"]
 
 
 def test_the_tail_is_what_follows_the_last_convolution() -> None:

@@ -40,7 +40,8 @@ def time_it(paths: EnginePaths, scale: float, *, valid: bool = True) -> None:
     write_csv(paths.detail("benchmark", "sweep.csv"), SWEEP, rows)
     layers = [{"node": f"conv{i}", "operator": "Conv", "mflop": 1, "mib": 1, "limit_us": i} for i in range(9)]
     write_csv(paths.detail("benchmark", "layers.csv"), LAYER_COLUMNS, layers)
-    write_json(paths.detail("benchmark", "record.json"), {"command": f"{paths.command('benchmark')} benchmark=quick"})
+    record = {"command": f"{paths.command('benchmark')} benchmark=quick", "height": 64, "width": 96}
+    write_json(paths.detail("benchmark", "record.json"), record)
     write_json(
         paths.metrics("benchmark"),
         {
@@ -105,7 +106,7 @@ def test_figures_hold_the_score_of_the_very_batch(catalogue):
     ]
     assert [r["score"] for r in rows[:4]] == [ledger[-2]["score"]] * 2 + ["0.5"] * 2
     assert rows[0]["engine_sha256"] == read_json(paths.manifest, made_by="")["engine_sha256"]
-    assert rows[0]["height"] == "64" and rows[0]["metric"] == "miou"
+    assert (rows[0]["height"], rows[0]["width"]) == ("64", "96") and rows[0]["metric"] == "miou"
     words = f"variant={VARIANT} target=cpu-onnxruntime precision=int8"
     assert rows[-1]["command"] == f"python stages/benchmark.py {words} benchmark=quick"
     plot = read_csv(layout.LATENCY_PLOT, made_by="")
@@ -123,6 +124,30 @@ def test_the_terminal_shows_one_line_per_engine_and_the_path(catalogue, capsys):
     assert f"missing: cpu-openvino fp32: not scored: python stages/evaluate.py variant={VARIANT}" in out
     assert "not valid: cpu-onnxruntime int8: b1: warm-up did not settle" in out
     assert out.rstrip().splitlines()[-1] == "metrics/report/report.html"
+
+
+def test_a_column_of_the_table_is_one_batch(catalogue, capsys):
+    """An engine without a median at the largest batch, as where there were too few runs for one."""
+    path = EnginePaths(VARIANT, "cpu-torch", "fp32").detail("benchmark", "sweep.csv")
+    rows = read_csv(path, made_by="")
+    for row in rows:
+        if row["batch"] == "8":
+            row["p50_ms"] = ""
+    write_csv(path, SWEEP, rows)
+    report(MachineConfig())
+    out = capsys.readouterr().out
+    torch = next(line for line in out.splitlines() if line.startswith("cpu-torch"))
+    assert torch.split()[4:] == ["not", "passed", "8.00", "-", "1.00x", "-", "25.0%", "yes"]
+    assert "p50 ms b1  p50 ms b8  faster b1  faster b8" in out
+    engines = read_catalogue()
+    assert [summary(engine, engines)["batches"] for engine in engines] == [[1, 8]] * 4
+
+
+def test_a_verdict_on_another_engine_is_none(catalogue):
+    paths = EnginePaths(VARIANT, "cpu-onnxruntime", "fp32")
+    catalogue.rewrite(paths.metrics("gate"), engine_sha256="0" * 64)
+    engines = read_catalogue()
+    assert [summary(engine, engines)["gate"] for engine in engines] == ["not passed", "not passed", "passed", None]
 
 
 def test_an_engine_timed_before_it_was_scored_again_has_no_row(catalogue, capsys):

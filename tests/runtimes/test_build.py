@@ -90,6 +90,23 @@ def test_the_manifest_is_the_same_but_for_the_bytes_and_the_seconds(built: Engin
     assert first == second
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_manifest_is_built_anew(built: EngineConfig, content: bytes) -> None:
+    paths_of(built).manifest.write_bytes(content)
+    build_engine(built)
+    assert read_manifest(paths_of(built))["engine_sha256"] == sha256_file(paths_of(built).engine)
+
+
+def test_a_manifest_that_is_no_object_is_refused(built: EngineConfig) -> None:
+    paths_of(built).manifest.write_text("[]")
+    refused(built, "is no manifest", "stages/build.py")
+
+
+def test_a_typed_file_of_another_variant(built: EngineConfig) -> None:
+    write_typed(built, variant="another")
+    refused(built, "of variant 'another'", "stages/quantize.py")
+
+
 def test_another_onnx_file_builds_another_engine(built: EngineConfig) -> None:
     before = read_manifest(paths_of(built))
     write_typed(built, mean=[1.0, 2.0, 3.0])

@@ -102,6 +102,16 @@ def test_timed_execute_gives_seconds_and_the_outputs(runner: Runner, reference: 
     np.testing.assert_array_equal(runner.fetch()["ids"], reference.run(inputs)["ids"])
 
 
+def test_a_loaded_input_stays_until_it_is_executed(runner: Runner) -> None:
+    inputs = images(4)["images"]
+    expected = runner.run({"images": inputs})["ids"].copy()
+    runner.load({"images": inputs.copy()})
+    junk = [np.full_like(inputs, 9) for _ in range(20)]  # where freed memory lies
+    runner.execute()
+    np.testing.assert_array_equal(runner.fetch()["ids"], expected)
+    del junk
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -157,7 +167,17 @@ def test_a_missing_package_names_what_to_install(runtime: str, tmp_path: Path, m
         pass
 
 
-def test_the_serialised_graph_keeps_its_metadata_and_its_bytes_run_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("whole", "options"), [(False, {}), (True, {"NO_SUCH_PROPERTY": 1})])
+def test_what_openvino_cannot_compile_is_named(tmp_path: Path, whole: bool, options: dict[str, int]) -> None:
+    model = tiny_engine.tiny_onnx()
+    if not whole:
+        del model.graph.input[:]
+    save_onnx(model, tmp_path / "typed.onnx")
+    with pytest.raises(SegforgeError, match=r"cannot compile .*typed\.onnx(.|\n)*quantize"):
+        runtime_module("openvino").build(BuildJob(tmp_path / "typed.onnx", METADATA, "fp32", 1, "cpu", options))
+
+
+def test_the_serialised_graph_is_another_file_that_keeps_the_batch_range(tmp_path: Path) -> None:
     with make_runner("onnxruntime", tmp_path) as opened:
         assert opened.inputs[0].batch_max == METADATA.batch_max
     assert sha256_file(tmp_path / "onnxruntime.bin") != sha256_file(tmp_path / "typed.onnx")

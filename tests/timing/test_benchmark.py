@@ -159,6 +159,13 @@ def test_warm_up_ends_when_two_windows_agree(clock: Clock) -> None:
     assert SETTINGS.warmup_s <= spent < SETTINGS.warmup_max_s
 
 
+def test_one_window_agrees_with_nothing(clock: Clock) -> None:
+    """Runs so long that one window outlasts `warmup_s`, each shorter than the one before."""
+    falling = iter(0.02 * 0.9**i for i in range(100))
+    _, settled = measure.warm_up(lambda: clock.run(next(falling)), SETTINGS)
+    assert not settled
+
+
 def test_warm_up_goes_on_while_it_gets_faster(clock: Clock) -> None:
     speeds = iter(0.003 * 0.9**i for i in range(10_000))
 
@@ -226,6 +233,10 @@ def test_a_gpu_that_slows_down_is_seen(tmp_path: Path, monkeypatch: pytest.Monke
     with GpuWatch(active=False) as idle:
         pass
     assert idle.throttled() == []
+    tool.write_text("#!/bin/sh\nexit 2\n")
+    with GpuWatch(active=True) as blind:
+        pass
+    assert blind.throttled() == ["no sample from nvidia-smi"]
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_a_clean_figure_has_no_reason_against_it() -> None:
         ({"cov": 0.026}, "coefficient of variation 2.6% over 2.5%"),
         ({"settled": False}, "warm-up did not settle"),
         ({"others": 0.2}, "other processes took 20% of the cores"),
-        ({"throttled": ["hw_slowdown"]}, "GPU slowed down: hw_slowdown"),
+        ({"throttled": ["hw_slowdown"]}, "GPU slowed down, or was not watched: hw_slowdown"),
         ({"outputs": "differ"}, "outputs differ from the scored run"),
         ({"outputs": "unscored"}, "not scored"),
         ({"limit_ms": 2.1}, "faster than the limit"),

@@ -1,11 +1,13 @@
 """Training: the same seed gives the same bytes, and a killed run ends where an unbroken one does."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from segforge.errors import SegforgeError
 from segforge.files import read_csv, read_json, sha256_file, write_json
 from segforge.layout import VariantPaths
 from segforge.training import loop
-from segforge.training.checkpoint import load_checkpoint, load_state, save_state
+from segforge.training.checkpoint import load_checkpoint, load_state, save_checkpoint, save_state
 from segforge.training.data import Images, common_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +113,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
     assert outputs(config) == unbroken
 
 
-def test_sigkill_in_the_middle_of_an_epoch(tiny: Path) -> None:
+def test_sigkill_in_the_middle_of_an_epoch(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config("classification", epochs=4)
     loop.train(config)
     unbroken = outputs(config)
@@ -137,6 +139,7 @@ def test_sigkill_in_the_middle_of_an_epoch(tiny: Path) -> None:
     assert run.wait() == -signal.SIGKILL
     assert state.exists()
     loop.train(config)
+    assert "going on after epoch" in capsys.readouterr().err
     assert outputs(config) == unbroken
 
 
@@ -155,16 +158,45 @@ def test_a_state_of_another_recipe_is_not_gone_on_from(
     assert "cannot be read" in why
 
 
-def test_the_key_knows_recipe_seed_and_images(tiny: Path) -> None:
-    samples = load_index("tiny").split("semantic", "train")
+def test_the_key_knows_recipe_seed_and_data(tiny: Path) -> None:
     cpu = torch.device("cpu")
-    keys = {loop.run_key(tiny_config(), samples, cpu), loop.run_key(tiny_config(), samples[1:], cpu)}
-    keys.add(loop.run_key(tiny_config(lr=0.1), samples, cpu))
-    other = tiny_config()
-    other.seed = 5
-    keys.add(loop.run_key(other, samples, cpu))
-    assert len(keys) == 4
-    assert loop.run_key(tiny_config(), samples, cpu) in keys
+    keys = [loop.run_key(tiny_config(), cpu)]
+    changes: list[Callable[[NetworkConfig], None]] = [
+        lambda c: setattr(c, "seed", 5),
+        lambda c: setattr(c.recipe.training, "lr", 0.1),
+        lambda c: setattr(c.recipe, "weights", Weights(name="w.pth", sha256="0")),
+        lambda c: setattr(c.recipe, "weights", Weights(name="w.pth", sha256="0", holds="network")),
+        lambda c: setattr(c.dataset, "things", ["green"]),
+        lambda c: setattr(c.dataset, "void_rule", "wrong"),
+        lambda c: setattr(c.dataset, "height", 64),
+    ]
+    for change in changes:
+        config = tiny_config()
+        change(config)
+        keys.append(loop.run_key(config, cpu))
+    assert loop.run_key(tiny_config(), cpu) == keys[0]
+    index = layout.dataset("tiny") / "index.json"
+    write_json(index, {**read_json(index, made_by=""), "labels_sha256": "of other labels"})
+    keys.append(loop.run_key(tiny_config(), cpu))
+    assert len(set(keys)) == len(keys) == 9
+
+
+@pytest.mark.parametrize("what", ["state", "checkpoint"])
+def test_a_full_disk_is_an_error_of_the_system(tiny: Path, what: str) -> None:
+    """A limit on the size of files stands for the disk; what wrote them raises its own errors there."""
+    tensors = {"a": torch.zeros(10_000)}
+    words = {"best": tensors, "last": tensors, "classes": [], "epoch": 1, "scores": {}, "train_images": []}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            if what == "state":
+                save_state(tiny / "out", "key", {"network": tensors})
+            else:
+                save_checkpoint(tiny / "out" / "checkpoint", tiny_config(), **words)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tiny / "out").iterdir()) == []
 
 
 def test_a_checkpoint_of_another_network_is_refused(tiny: Path) -> None:
@@ -215,6 +247,15 @@ def test_bad_input_is_said_before_work(tiny: Path, monkeypatch: pytest.MonkeyPat
     config.model.task = "panoptic"
     with pytest.raises(SegforgeError, match="panoptic"):
         loop.train(config)
+
+
+def test_classes_that_are_not_the_data_sets_are_refused(tiny: Path) -> None:
+    config = tiny_config("classification", epochs=0)
+    config.dataset.classes["classification"] = ["none", "blue", "green"]
+    with pytest.raises(SegforgeError, match=r"other classes(.|\n)*stages/download\.py dataset=tiny"):
+        loop.train(config)
+    config.dataset.classes["classification"] = []  # the data set's own
+    loop.train(config)
 
 
 def test_a_scored_image_among_the_training_images_is_refused(tiny: Path) -> None:

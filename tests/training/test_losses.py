@@ -69,6 +69,13 @@ def test_a_sure_network_still_learns_from_the_least_share() -> None:
     assert int((logits.grad.abs().sum(1) > 0).sum()) == least
 
 
-def test_void_alone_gives_zero() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["cross_entropy", "ohem", "ohem_threshold"])
+def test_void_alone_gives_zero(name: str, smoothing: float) -> None:
     logits, labels = batch()
-    assert loss_of(logits, torch.full_like(labels, VOID), Loss(name="ohem_threshold")) == 0
+    logits.requires_grad_()
+    found = loss_of(logits, torch.full_like(labels, VOID), Loss(name=name, label_smoothing=smoothing))
+    assert found == 0
+    found.backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()

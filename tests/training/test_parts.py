@@ -192,6 +192,7 @@ def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate(name
     network = small_network()
     training = Training(epochs=1, batch=1, lr=0.1, optimizer=name, weight_decay=0.03, backbone_lr_factor=0.25)
     optimizer = make_optimizer(network, "backbone", training)
+    assert not optimizer.defaults.get("nesterov")  # the published schedules of SGD have plain momentum
     set_learning_rate(optimizer, 0.2)
     found = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     wanted = {

@@ -18,6 +18,7 @@ __all__ = [
     "load_network_weights",
     "read_state_dict",
     "registry",
+    "require_size",
     "wrap_for_inference",
 ]
 
@@ -46,3 +47,12 @@ def build_network(model: str, backbone: str, *, classes: int, options: Mapping[s
         return architecture.build(backbone, classes, **options)
     except TypeError as error:
         raise SegforgeError(f"{model} on {backbone} does not take these options: {error}") from error
+
+
+def require_size(name: str, builder: str, height: int, width: int, what: str) -> None:
+    """Raise `SegforgeError` unless model `name`, built by `builder`, takes images of this size; `what` sets it."""
+    multiple = registry[builder].input_multiple
+    if height % multiple or width % multiple:
+        raise SegforgeError(
+            f"{name} cannot take an image of {height}x{width}", expected=f"{what} with multiples of {multiple}"
+        )

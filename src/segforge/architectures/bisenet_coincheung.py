@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional
 
 from segforge.architectures.base import Architecture
-from segforge.errors import unknown_name
 
 # Beginning of a published key to ours; the first that fits counts.
 V1_KEYS = {
@@ -264,18 +263,15 @@ def build(backbone: str, classes: int) -> nn.Module:
     """V1 (backbone resnet18) or V2 (bisenetv2) with logits at stride 8, [N, classes, H/8, W/8].
 
     In training a list: those, then V1's at strides 8 and 16, V2's at strides 2, 4, 8 and 16. Random
-    weights as the original draws them, ResNet-18 as torchvision does. Raises `SegforgeError` for
-    another backbone.
+    weights as the original draws them, ResNet-18 as torchvision does.
     """
     if backbone == "resnet18":
         head = nn.Sequential(OrderedDict(ffm=Fusion(), conv_out=_head_v1(256, 256, classes)))
         network = BiSeNet(BackboneV1(), head, [_head_v1(128, 64, classes) for _ in range(2)])
-    elif backbone == "bisenetv2":
+    else:
         widths = {4: 16, 8: 32, 16: 64, 32: 128}  # by stride
         auxiliary: list[nn.Module] = [_head_v2(width, 128, classes, stride) for stride, width in widths.items()]
         network = BiSeNet(BackboneV2(), _head_v2(128, 1024, classes), auxiliary)
-    else:
-        raise unknown_name("backbone", backbone, ARCHITECTURE.backbones)
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and ".resnet." not in name:
             if backbone == "resnet18":

@@ -109,7 +109,8 @@ def _model_config(name: str, override: Mapping[str, Any]) -> dict[str, Any]:
     files = {path.stem: path for path in root.rglob("*.py") if "_base_" not in path.parts}
     if name not in files:
         near = get_close_matches(name, files, n=5, cutoff=0.4)
-        raise SegforgeError(f"mmsegmentation has no config {name!r}", expected=f"for example {', '.join(near)}")
+        shown = ", ".join(near or sorted(files)[:5])
+        raise SegforgeError(f"mmsegmentation has no config {name!r}", expected=f"for example {shown}")
     try:
         whole = Config.fromfile(files[name])
     except ImportError as error:

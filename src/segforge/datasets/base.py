@@ -1,6 +1,7 @@
 """A data set on disk as `download` leaves it: an index of images, labels, splits and hashes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,8 @@ def load_index(name: str) -> Index:
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """An image as uint8 RGB [height, width, 3]; raises `SegforgeError` when it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise SegforgeError(f"{path} is missing", hint="run the download stage again") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SegforgeError(f"{path} cannot be decoded: {error}", expected="a whole JPEG or PNG") from error
+    with _opened(path, "a whole JPEG or PNG") as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def read_label_ids(path: Path) -> NDArray[np.uint8]:
@@ -109,15 +105,22 @@ def read_label_ids(path: Path) -> NDArray[np.uint8]:
 
 def read_label(path: Path, modes: Sequence[str], expected: str) -> NDArray[Any]:
     """The stored values of a PNG, unconverted; raises `SegforgeError` unless its Pillow mode is one of `modes`."""
+    with _opened(path, "a whole PNG") as image:
+        if image.mode not in modes:
+            raise SegforgeError(f"{path} has mode {image.mode}", expected=expected)
+        return np.asarray(image)
+
+
+@contextmanager
+def _opened(path: Path, expected: str) -> Iterator[Image.Image]:
+    """An open image file; raises `SegforgeError` when it is missing, or cannot be decoded while it is open."""
     try:
         with Image.open(path) as image:
-            if image.mode not in modes:
-                raise SegforgeError(f"{path} has mode {image.mode}", expected=expected)
-            return np.asarray(image)
+            yield image
     except FileNotFoundError as error:
         raise SegforgeError(f"{path} is missing", hint="run the download stage again") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SegforgeError(f"{path} cannot be decoded: {error}", expected="a whole PNG") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SegforgeError(f"{path} cannot be decoded: {error}", expected=expected) from error
 
 
 def require_disjoint(first: Sequence[str], second: Sequence[str], what: str) -> None:

@@ -167,7 +167,7 @@ def examined(work: Callable[[Item], Result], items: Sequence[Item], folder: Path
     def guarded(item: Item) -> tuple[Result | None, str]:
         try:
             return work(item), ""
-        except (SegforgeError, OSError, SyntaxError, ValueError) as error:
+        except SegforgeError as error:
             # The folder is a temporary one that is gone when the user reads this.
             return None, str(error).replace(f"{folder}/", "").splitlines()[0]
 

@@ -17,8 +17,28 @@ from segforge.errors import SegforgeError
 from segforge.progress import say
 
 SPLITS = ("train", "val")  # the labels of `test` are not public
-# Train id -> label id; every other label is void.
-LABELS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# Class -> label id, in the order of the train ids; every other label is void.
+LABELS = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
 LARGEST_LABEL = 33
 VOID = 255
 NUMBERED = 1000  # from here on, label id * 1000 + number, where things are told apart
@@ -30,14 +50,15 @@ def make(config: Dataset, folder: Path) -> Samples:
 
     Writes semantic/<split>/ (uint8 train ids, 255 where void) and, from *_instanceIds.png, COCO panoptic's
     panoptic_<split>/ with panoptic_<split>.json (`category_id` is the train id; things that are not told
-    apart are crowds). Without any *_instanceIds.png `config` serves `semantic` only. Raises `SegforgeError`
-    for missing files and partners, and for labels that Cityscapes does not have.
+    apart are crowds). Without any *_instanceIds.png `config` serves `semantic` only, where it serves that at
+    all. Raises `SegforgeError` for missing files and partners, and for classes and labels that Cityscapes
+    does not have.
     """
-    wrong = {task: len(names) for task, names in config.classes.items() if len(names) != len(LABELS)}
+    wrong = [task for task, names in config.classes.items() if names != list(LABELS)]
     if wrong:
         raise SegforgeError(
-            f"conf/dataset/{config.name}.yaml has other numbers of classes than Cityscapes has train ids: {wrong}",
-            expected=f"{len(LABELS)}",
+            f"{config.name}: the {' and '.join(wrong)} classes are not those of Cityscapes' train ids",
+            expected=f"in this order: {', '.join(LABELS)}",
         )
     if not (config.folder or config.archives):
         raise SegforgeError(
@@ -53,7 +74,8 @@ def make(config: Dataset, folder: Path) -> Samples:
                 raise SegforgeError(
                     f"{part}/{split} is missing", expected="leftImg8bit/{train,val} and gtFine/{train,val}"
                 )
-    if "panoptic" in config.tasks and not any(root.glob(f"gtFine/*/*/*{INSTANCE}")):
+    # Without `semantic` there is nothing to fall back on: each image is then named that has no instances.
+    if {"semantic", "panoptic"} <= set(config.tasks) and not any(root.glob(f"gtFine/*/*/*{INSTANCE}")):
         say(f"{config.name}: there is no *{INSTANCE}: semantic labels only")
         config.tasks = ["semantic"]
     samples: Samples = {task: {} for task in config.tasks}
@@ -133,5 +155,5 @@ def _train_ids(labels: NDArray[Any], path: Path) -> NDArray[np.uint8]:
     if foreign.size:
         raise SegforgeError(f"{path}: label id {foreign[0]} is none of Cityscapes'", expected=f"0 to {LARGEST_LABEL}")
     table = np.full(LARGEST_LABEL + 1, VOID, np.uint8)
-    table[list(LABELS)] = np.arange(len(LABELS))
+    table[list(LABELS.values())] = np.arange(len(LABELS))
     return np.asarray(table[labels])

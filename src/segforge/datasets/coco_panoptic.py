@@ -72,16 +72,23 @@ def _matched(
     """What is wrong with the annotations, and the rows of those that are sound (file names only)."""
     there, drawn = ({path.name for path in list_images(folder)} for folder in (images, labels))
     problems, rows = [], []
+    label_of: dict[str, str] = {}
     for label, (image_id, segments) in sorted(annotations.items()):
         image = files.get(image_id)
+        texts = [one["id"] for one in segments if not isinstance(one["id"], int)]
         unknown = [one for one in segments if one["category_id"] not in classes]
         if image not in there:
             problems.append(f"{label}: its image {image or image_id} is missing")
         elif label not in drawn:
             problems.append(f"{label} is missing in {labels.name}/")
+        elif image in label_of:
+            problems.append(f"{label}: its image {image} has {label_of[image]} already")
+        elif texts:
+            problems += [f"{label}: segment id {one!r} is no whole number" for one in texts]
         elif unknown:
             problems += [f"{label}: segment {s['id']} has the unknown category_id {s['category_id']}" for s in unknown]
         else:
+            label_of[image] = label
             rows.append({"image": image, "label": label, "segments": index_segments(segments, classes)})
     problems += [f"{labels.name}/{label} has no row" for label in sorted(drawn - annotations.keys())]
     return problems, rows

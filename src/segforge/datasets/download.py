@@ -178,10 +178,12 @@ def _outside(archive: Path, member: str) -> SegforgeError:
 def obtain(config: Dataset, target: Path, only: Sequence[str] = ("",)) -> None:
     """Fill the new folder `target` from the user's `folder`, or else from the archives.
 
-    Outer folders that hold nothing but one folder are left out. Of the user's folder the paths `only`
-    are copied, as far as they are there. Raises `SegforgeError` when the folder is missing or there is
-    no source at all.
+    Outer folders that hold nothing but one folder are left out, up to where one of the paths `only`
+    begins. Of the user's folder these paths are copied, as far as they are there; of an archive all that
+    lies beside where they begin is left out. Raises `SegforgeError` when the folder is missing, when two
+    archives bring the same name, or when there is no source at all.
     """
+    tops = {path.split("/")[0] for path in only}
     if config.folder:
         source = Path(config.folder).expanduser()
         if not source.is_dir():
@@ -198,7 +200,7 @@ def obtain(config: Dataset, target: Path, only: Sequence[str] = ("",)) -> None:
 
         hidden = shutil.ignore_patterns(".*")
         for path in only:
-            wanted, to = _inner(source) / path, target / path
+            wanted, to = _inner(source, tops) / path, target / path
             if wanted.is_dir():
                 shutil.copytree(wanted, to, ignore=hidden, copy_function=copy, dirs_exist_ok=True)
             elif wanted.is_file():
@@ -213,11 +215,23 @@ def obtain(config: Dataset, target: Path, only: Sequence[str] = ("",)) -> None:
             say(f"{archive.name}: licence {archive.licence}")
         unpacked = target.with_name(f".{target.name}.unpacked")
         extract(fetch(archive), unpacked)
-        for entry in _inner(unpacked).iterdir():
+        for entry in _entries(_inner(unpacked, tops)):
+            if not tops & {"", entry.name}:
+                continue  # such as the README in each archive of Cityscapes
+            if (target / entry.name).exists():
+                raise SegforgeError(
+                    f"{archive.name} brings {entry.name}, which another archive brought already",
+                    expected="archives that share no name",
+                )
             os.replace(entry, target / entry.name)
         shutil.rmtree(unpacked)
 
 
-def _inner(folder: Path) -> Path:
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__"))]
-    return _inner(entries[0]) if len(entries) == 1 and entries[0].is_dir() else folder
+def _inner(folder: Path, tops: set[str]) -> Path:
+    entries = _entries(folder)
+    outer = len(entries) == 1 and entries[0].is_dir() and entries[0].name not in tops
+    return _inner(entries[0], tops) if outer else folder
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__"))]

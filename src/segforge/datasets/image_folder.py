@@ -6,7 +6,7 @@ from typing import Any
 
 from segforge.config import Dataset
 from segforge.datasets.base import SPLITS
-from segforge.datasets.checks import SHOWN, Samples, hash_files, list_images
+from segforge.datasets.checks import SHOWN, Samples, hash_files, list_images, refuse
 from segforge.datasets.download import obtain
 from segforge.errors import SegforgeError
 from segforge.files import write_json
@@ -20,6 +20,7 @@ def make(config: Dataset, folder: Path) -> Samples:
     label is unknown. Both are listed in duplicates.json. Without train/val/test folders the first
     digits of an image's SHA-256 choose its split (70/10/20 in 100). Class names come from the folders:
     where conf/dataset names none, they are set in `config`; elsewhere `SegforgeError` when they differ.
+    A class folder without images is refused too.
     """
     root = folder / "images"
     obtain(config, root)
@@ -32,6 +33,9 @@ def make(config: Dataset, folder: Path) -> Samples:
             f"{config.name}: class folders found: {', '.join(names) or 'none'}",
             expected="two or more, one folder of images per class, or train/, val/ and test/ with such folders",
         )
+    images = {p.relative_to(folder).as_posix(): path.name for path in found for p in list_images(path)}
+    bare = sorted({*names} - {*images.values()})
+    refuse(bare, f"{config.name} has class folders without images", "images directly in the folder of each class")
     given = config.classes.get("classification") or names
     if sorted(given) != names:
         raise SegforgeError(
@@ -40,7 +44,6 @@ def make(config: Dataset, folder: Path) -> Samples:
             hint=f"dataset.classes.classification=[{','.join(names)}]",
         )
     config.classes["classification"] = given
-    images = {p.relative_to(folder).as_posix(): path.name for path in found for p in list_images(path)}
     surplus = sum(p.is_file() for p in root.rglob("*")) - len(images)
     if surplus:
         say(f"{config.name}: {surplus} files that are no images, or lie elsewhere, are left out")

@@ -181,7 +181,8 @@ def index_segments(described: Sequence[Mapping[str, Any]], classes: Mapping[int,
 def class_ids(config: Dataset, categories: Sequence[Mapping[str, Any]], source: str) -> dict[int, int]:
     """The class id of each `category_id`: the categories of the JSON file `source`, counted in its order.
 
-    Raises `SegforgeError` naming both sides where number, names or things differ from the data set's config.
+    Raises `SegforgeError` naming both sides where number, names or things differ from the data set's config,
+    and for an id that two categories share.
     """
     names, where = config.classes["panoptic"], f"conf/dataset/{config.name}.yaml"
     if len(categories) != len(names):
@@ -196,7 +197,16 @@ def class_ids(config: Dataset, categories: Sequence[Mapping[str, Any]], source: 
             raise SegforgeError(
                 f"class {index} is ({here}) in {source}, and ({there}) in {where}", expected="the same classes in both"
             )
-    return {category["id"]: index for index, category in enumerate(categories)}
+    found: dict[int, int] = {}
+    for index, category in enumerate(categories):
+        if category["id"] in found:
+            first = names[found[category["id"]]]
+            raise SegforgeError(
+                f"{source} gives the category id {category['id']} to {first} and to {names[index]}",
+                expected="an id for each category",
+            )
+        found[category["id"]] = index
+    return found
 
 
 def _replaced(ids: Array, values: Mapping[int, int], otherwise: int) -> NDArray[np.int32]:

@@ -1,32 +1,16 @@
 """From a decoded image to what the network is fed, the same in training, scoring and timing."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segforge.onnx.metadata import OnnxMetadata
 from segforge.runtimes.base import Array
 
 Ids = TypeVar("Ids", np.uint8, np.int32)
-
-
-class InputSpec(Protocol):
-    """The part of `OnnxMetadata` that says how an image becomes an input."""
-
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def colour_order(self) -> str: ...
-    @property
-    def mean(self) -> list[float]: ...
-    @property
-    def std(self) -> list[float]: ...
-    @property
-    def input_layout(self) -> str: ...
 
 
 def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -43,17 +27,17 @@ def resize_ids(ids: NDArray[Ids], height: int, width: int) -> NDArray[Ids]:
     return np.asarray(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST))
 
 
-def network_input(images: Sequence[NDArray[np.uint8]], spec: InputSpec) -> Array:
+def network_input(images: Sequence[NDArray[np.uint8]], metadata: OnnxMetadata) -> Array:
     """A batch for the network from RGB images of any size.
 
     Returns float32 [batch, 3, height, width], normalised, for `nchw_float32`; uint8
-    [batch, height, width, 3] for `nhwc_uint8`. Channels follow `spec.colour_order`. Contiguous.
+    [batch, height, width, 3] for `nhwc_uint8`. Channels follow `metadata.colour_order`. Contiguous.
     """
-    batch = np.stack([resize_image(image, spec.height, spec.width) for image in images])
-    if spec.colour_order == "bgr":
+    batch = np.stack([resize_image(image, metadata.height, metadata.width) for image in images])
+    if metadata.colour_order == "bgr":
         batch = batch[..., ::-1]
-    if spec.input_layout == "nhwc_uint8":
+    if metadata.input_layout == "nhwc_uint8":
         return np.ascontiguousarray(batch)
-    scale = np.float32(1) / np.asarray(spec.std, np.float32)
-    shift = -np.asarray(spec.mean, np.float32) * scale
+    scale = np.float32(1) / np.asarray(metadata.std, np.float32)
+    shift = -np.asarray(metadata.mean, np.float32) * scale
     return np.ascontiguousarray((batch.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2))

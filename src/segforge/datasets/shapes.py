@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from segforge.config import Dataset
+from segforge.config import TASKS, Dataset
 from segforge.datasets.base import SPLITS
 from segforge.datasets.checks import Samples
 from segforge.datasets.panoptic import describe_segments, index_segments, write_annotations, write_segment_ids
@@ -52,23 +52,36 @@ def make(config: Dataset, folder: Path) -> Samples:
 
     Writes scenes/<split>/, semantic/<split>/ (uint8 ids, void along outlines), COCO panoptic's
     panoptic_<split>/ with panoptic_<split>.json (`category_id` is the semantic id), and objects/<split>/
-    where `config` serves classification. Raises `SegforgeError` for options and classes that it does not have.
+    where `config` serves classification; returns the samples of its tasks alone. Raises `SegforgeError` for
+    options and classes that it does not have.
     """
     kinds = {*config.things, *config.classes.get("classification", ())}
-    if {*STUFF, *FORMS} != set(config.classes["semantic"]) or not kinds <= set(FORMS):
+    semantic = config.classes.get("semantic", [])
+    if sorted(semantic) != sorted((*STUFF, *FORMS)) or not kinds <= set(FORMS):
         raise SegforgeError("shapes draws other classes", expected=f"{', '.join((*STUFF, *FORMS))}, in any order")
+    if config.classes.get("panoptic") != semantic:
+        raise SegforgeError(
+            "shapes numbers panoptic classes as semantic ones",
+            expected=f"dataset.classes.panoptic=[{','.join(semantic)}]",
+        )
+    if not config.things:
+        raise SegforgeError("dataset.things is empty", expected=f"some of {', '.join(FORMS)}")
     try:
         options = Options(**config.options)
     except TypeError as error:
         known = ", ".join(field.name for field in fields(Options))
         raise SegforgeError(f"dataset.options do not fit: {error}", expected=f"exactly {known}") from error
-    samples: Samples = {task: {split: [] for split in SPLITS} for task in config.tasks}
+    for name in ("things_per_scene", "radius", "object_radius"):
+        given = getattr(options, name)
+        if not isinstance(given, list) or len(given) != 2 or not 0 <= given[0] <= given[1]:
+            raise SegforgeError(f"dataset.options.{name}={given}", expected="[least, most]")
+    samples: Samples = {task: {split: [] for split in SPLITS} for task in TASKS}
     for number, split in enumerate(SPLITS):
         # A generator per image, so that an image does not depend on how many come before it.
         _draw_scenes(config, options, folder, split, [options.seed, number, 0], samples)
         if "classification" in config.tasks:
             _draw_objects(config, options, folder, split, [options.seed, number, 1], samples)
-    return samples
+    return {task: samples[task] for task in config.tasks}
 
 
 def _draw_scenes(

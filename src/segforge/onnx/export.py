@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import torch
 
-from segforge.architectures import wrap_for_inference
+from segforge.architectures import require_size, wrap_for_inference
 from segforge.config import METRIC_OF_TASK, NetworkConfig
 from segforge.datasets.base import load_index
 from segforge.errors import SegforgeError
@@ -15,7 +15,7 @@ from segforge.files import atomic_file, read_json, sha256_file, write_json
 from segforge.layout import VariantPaths
 from segforge.onnx.graph import output_names, outputs_of, require_interface, strip_traces
 from segforge.onnx.metadata import OnnxMetadata, embed_metadata, save_onnx
-from segforge.onnx.parity import SCORE_BATCH, check_parity, check_samples
+from segforge.onnx.parity import SCORE_BATCH, check_parity, check_samples, require_score
 from segforge.progress import say
 from segforge.runtimes import onnx_runner, open_runner
 from segforge.scores.evaluate import score_runner
@@ -28,7 +28,7 @@ def export(config: NetworkConfig) -> None:
     The file takes `images` [batch, …] and gives `ids` uint8 [batch, height, width], `logits` float32,
     or what a panoptic network gives; the batch is dynamic. Raises `SegforgeError`, and writes nothing,
     when its outputs on real images (never of the scored split) differ from the checkpoint's by more
-    than `export.tolerance`.
+    than `export.tolerance`, or when its score does.
     """
     paths = VariantPaths(config.variant)
     say(f"export: {paths.checkpoint} -> {paths.onnx}")
@@ -44,14 +44,13 @@ def export(config: NetworkConfig) -> None:
     with atomic_file(paths.onnx) as temporary:
         save_onnx(model, temporary)
         weights = paths.checkpoint / "best.safetensors"
-        reference = open_runner("torch", weights, metadata, precision="fp32", threads=0)
-        candidate = onnx_runner(temporary)
-        mismatch = check_parity(
-            reference, candidate, metadata, check_samples(config), config.export.check_batches, config.export.tolerance
-        )
-        with reference, candidate:
+        opened = open_runner("torch", weights, metadata, precision="fp32", threads=0)
+        with opened as reference, onnx_runner(temporary) as candidate:
+            samples, tolerance = check_samples(config), config.export.tolerance
+            mismatch = check_parity(reference, candidate, metadata, samples, config.export.check_batches, tolerance)
             before = score_runner(reference, metadata, scored, batch).result["score"]
             after = score_runner(candidate, metadata, scored, batch).result["score"]
+        require_score("the exported graph", after, before, tolerance, hint="another export.opset")
         figures = {
             "metric": METRIC_OF_TASK[metadata.task],
             "checkpoint": before,
@@ -67,9 +66,11 @@ def export(config: NetworkConfig) -> None:
 def describe(config: NetworkConfig, checkpoint: dict[str, Any]) -> OnnxMetadata:
     """What the ONNX file will say about itself, from the config and `checkpoint.json`.
 
-    Raises `SegforgeError` where the config feeds the network otherwise than it was trained.
+    Raises `SegforgeError` where the config feeds the network otherwise than it was trained, or images
+    of a size that it cannot take.
     """
     model, dataset, source = config.model, config.dataset, config.recipe.input
+    require_size(model.name, model.builder, source.height, source.width, "recipe.input")
     fed = {"colour_order": source.colour_order, "mean": list(source.mean), "std": list(source.std)}
     trained = {key: checkpoint["input"][key] for key in fed}
     if fed != trained:
@@ -121,8 +122,6 @@ def convert(network: torch.nn.Module, metadata: OnnxMetadata) -> onnx.ModelProto
     wrapped = wrap_for_inference(
         network, m.task, m.tail, m.output_height, m.output_width, m.input_layout, m.mean, m.std, m.resize
     )
-    if m.opset < 18:
-        raise SegforgeError(f"opset {m.opset}", expected="18 or later: the exporter writes nothing older")
     # An example batch of 1 would be taken for a constant.
     batch = max(m.batch_min, 2) if m.batch_max > 1 else 1
     if m.input_layout == "nhwc_uint8":
@@ -134,17 +133,24 @@ def convert(network: torch.nn.Module, metadata: OnnxMetadata) -> onnx.ModelProto
         dynamic = ({0: torch.export.Dim("batch", min=m.batch_min, max=m.batch_max)},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            wrapped,
-            (images,),
-            dynamo=True,
-            opset_version=m.opset,
-            dynamic_shapes=dynamic,
-            external_data=False,
-            input_names=["images"],
-            output_names=output_names(m),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                wrapped,
+                (images,),
+                dynamo=True,
+                opset_version=m.opset,
+                dynamic_shapes=dynamic,
+                external_data=False,
+                input_names=["images"],
+                output_names=output_names(m),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise SegforgeError(
+                f"the exporter cannot convert {m.model} on {m.backbone} at {m.height}x{m.width}: "
+                f"{error.__cause__ or error}",
+                hint="another recipe.input, export.opset or export.batch_max",
+            ) from error
     assert program is not None
     model = program.model_proto
     written = next(entry.version for entry in model.opset_import if entry.domain == "")

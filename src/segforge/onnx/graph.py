@@ -1,6 +1,6 @@
 """Checks and rewrites of an ONNX graph that keep its values: no traces, no computed sizes, plain operators."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +142,9 @@ def fix_resize_sizes(model: onnx.ModelProto) -> None:
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """The shape of each four-dimensional value; 0 where a dimension is not fixed."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in _values(inferred)}
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
     return {name: shape for name, shape in shapes.items() if len(shape) == 4}
-
-
-def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    yield from graph.input
-    yield from graph.value_info
-    yield from graph.output
 
 
 def pool_means(model: onnx.ModelProto) -> None:

@@ -87,6 +87,14 @@ def read_metadata(path: Path, *, made_by: str) -> OnnxMetadata:
     return metadata_of(load_onnx(path, made_by=made_by), path)
 
 
+def require_variant(metadata: OnnxMetadata, variant: str, source: Path, *, made_by: str) -> None:
+    """Raise `SegforgeError` unless the ONNX file `source`, whose metadata this is, is of `variant`."""
+    if metadata.variant != variant:
+        raise SegforgeError(
+            f"{source} is of variant {metadata.variant!r}", expected=f"variant {variant!r}", hint=made_by
+        )
+
+
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Write `model` to `path`; the same model gives the same bytes.
 

@@ -8,14 +8,16 @@ import onnx
 
 from segforge.config import METRIC_OF_TASK, EngineConfig, Precision, Runtime
 from segforge.datasets.base import load_index
+from segforge.errors import SegforgeError
 from segforge.files import atomic_file, sha256_file, write_json
 from segforge.layout import EnginePaths, VariantPaths
 from segforge.onnx.graph import channels_last_argmax, require_interface, strip_traces
-from segforge.onnx.metadata import OnnxMetadata, embed_metadata, load_onnx, metadata_of, save_onnx
+from segforge.onnx.metadata import OnnxMetadata, embed_metadata, load_onnx, metadata_of, require_variant, save_onnx
 from segforge.onnx.parity import SCORE_BATCH
 from segforge.progress import say
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PREPARING = ("Transpose", "Cast", "Mul", "Add")  # what export.input_layout=nhwc_uint8 puts before the network
 
 
 def quantize(config: EngineConfig) -> None:
@@ -33,8 +35,10 @@ def quantize(config: EngineConfig) -> None:
     source = VariantPaths(config.variant).simplified
     paths = EnginePaths(config.variant, config.target.name, config.precision.name)
     say(f"quantize: {source} -> {paths.typed}")
-    model = load_onnx(source, made_by=VariantPaths(config.variant).command("simplify"))
+    made_by = VariantPaths(config.variant).command("simplify")
+    model = load_onnx(source, made_by=made_by)
     metadata = metadata_of(model, source)
+    require_variant(metadata, config.variant, source, made_by=made_by)
     require_interface(model, metadata, source)
     calibration = config.precision.calibration
     listed: dict[str, Any] = {"dataset": metadata.dataset, "split": "", "images": [], "method": None, "seed": None}
@@ -68,7 +72,7 @@ def to_int8(
     """The float ONNX file `source` with explicit Q/DQ: int8 weights, `runtime.activation` elsewhere.
 
     Ranges come from `images`. `precision.skip` names operators that stay in float, and so does the
-    `tail`.
+    `tail`. Raises `SegforgeError` for one that is never quantised.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -78,7 +82,15 @@ def to_int8(
 
     assert precision.calibration
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
-    operators = sorted({*QDQRegistry, *QLinearOpsRegistry} - set(precision.skip))
+    known = {*QDQRegistry, *QLinearOpsRegistry}
+    unknown = sorted(set(precision.skip) - known)
+    if unknown:
+        raise SegforgeError(
+            f"precision.skip names {', '.join(unknown)}, which nothing quantises",
+            expected=f"some of {', '.join(sorted(known))}",
+            hint="precision.skip=[Conv]",
+        )
+    operators = sorted(known - set(precision.skip))
     ranges = tensor_ranges(source, images, metadata, precision.calibration, operators)
     share_concat_ranges(model, ranges)
     quantizer = QDQQuantizer(
@@ -123,8 +135,11 @@ def tail(model: onnx.ModelProto) -> list[str]:
 
 
 def stems(model: onnx.ModelProto) -> list[str]:
-    """The names of the convolutions larger than 3x3 that read an input of the graph."""
+    """The names of the convolutions larger than 3x3 that read an input of the graph, straight or prepared."""
     images = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type in PREPARING and not images.isdisjoint(node.input):
+            images.update(node.output)
     sizes = {tensor.name: tuple(tensor.dims)[2:] for tensor in model.graph.initializer}
     return [
         node.name
@@ -153,6 +168,8 @@ def share_concat_ranges(model: onnx.ModelProto, ranges: Any) -> None:
                 break
         else:
             known = [name for name in names if name in ranges]
-            widest = max((ranges[name] for name in known), key=lambda data: float(np.max(data.range_value[1])))
+            widest = max(
+                (ranges[name] for name in known), key=lambda data: float(np.max(data.range_value[1])), default=None
+            )
             for name in known:
                 ranges[name] = widest

@@ -44,8 +44,7 @@ class EngineRecord:
     @property
     def timed_by(self) -> str:
         """The very command that gave the timed figures."""
-        record = _json(self.paths.detail("benchmark", "record.json")) or {}
-        return str(record.get("command") or self.command("benchmark"))
+        return str(self.record.get("command") or self.command("benchmark"))
 
     @cached_property
     def evaluate(self) -> dict[str, Any] | None:
@@ -53,13 +52,22 @@ class EngineRecord:
 
     @cached_property
     def gate(self) -> dict[str, Any] | None:
-        return _json(self.paths.metrics("gate"))
+        """The verdict; None when another engine passed than the one that is scored."""
+        return self._of_scored(_json(self.paths.metrics("gate")))
 
     @cached_property
     def benchmark(self) -> dict[str, Any] | None:
         """The timed figures; None when another engine was timed than the one that is scored."""
-        found = _json(self.paths.metrics("benchmark"))
-        return found if found and self.evaluate and found["engine_sha256"] == self.evaluate["engine_sha256"] else None
+        return self._of_scored(_json(self.paths.metrics("benchmark")))
+
+    def _of_scored(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
+        scored = self.evaluate and self.evaluate["engine_sha256"]
+        return found if found and found.get("engine_sha256") == scored else None
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The circumstances of the timed figures: command, versions, the size of the input."""
+        return (self.benchmark and _json(self.paths.detail("benchmark", "record.json"))) or {}
 
     @cached_property
     def ledger(self) -> list[dict[str, str]]:

@@ -50,13 +50,13 @@ def figure_rows(engine: EngineRecord) -> list[dict[str, Any]]:
     """Rows of figures.csv: one per timed batch and quantity, with the score of that engine at that batch."""
     if engine.missing or engine.evaluate is None:
         return []
-    scores, metadata = engine.scores(), engine.metadata
+    scores = engine.scores()
     return [
         {
             **_names(engine),
             "batch": row["batch"],
-            "height": metadata.height if metadata else None,
-            "width": metadata.width if metadata else None,
+            "height": engine.record.get("height"),
+            "width": engine.record.get("width"),
             "metric": engine.evaluate["metric"],
             "score": scores[int(row["batch"])],
             **{name: row[name] for name in (*TIMED, "reasons")},
@@ -72,11 +72,13 @@ def figure_rows(engine: EngineRecord) -> list[dict[str, Any]]:
 def summary(engine: EngineRecord, engines: list[EngineRecord]) -> dict[str, Any]:
     """What one line of a results table says; None where there is no figure.
 
-    `latency` and `faster` (times the baseline's speed) are pairs: the smallest batch and the largest.
+    `latency` and `faster` (times the baseline's speed) are pairs: the smallest batch and the largest that
+    any engine of the variant was timed at, so that a column of a table is one batch.
     `valid` and `reasons` are about these two latencies.
     """
     latency = engine.latency()
-    ends = [min(latency), max(latency)] if latency else [None, None]
+    timed = {int(row["batch"]) for other in engines if other.variant == engine.variant for row in other.sweep}
+    ends = [min(timed), max(timed)] if timed else []
     baseline = baseline_of(engine, engines)
     base = baseline.latency() if baseline else {}
     shown = [row for row in engine.sweep if row["quantity"] == "compute" and int(row["batch"]) in ends]
@@ -85,8 +87,8 @@ def summary(engine: EngineRecord, engines: list[EngineRecord]) -> dict[str, Any]
         "loss": engine.evaluate["loss"] if engine.evaluate else None,
         "gate": "passed" if engine.gate else "not passed" if engine.evaluate else None,
         "batches": ends,
-        "latency": [latency[b] if b is not None else None for b in ends],
-        "faster": [base[b] / latency[b] if b is not None and b in base else None for b in ends],
+        "latency": [latency.get(b) for b in ends] or [None, None],
+        "faster": [base[b] / latency[b] if b in base and b in latency else None for b in ends] or [None, None],
         "limit_fraction": engine.benchmark["limit_fraction"] if engine.benchmark else None,
         "valid": all(row["valid"].lower() == "true" for row in shown) if shown else None,
         "reasons": [f"b{row['batch']}: {row['reasons']}" for row in shown if row["reasons"]],
@@ -101,7 +103,7 @@ def terminal_table(engines: list[EngineRecord]) -> str:
         rows, ends = [], ["", ""]
         for engine in own:
             line = summary(engine, engines)
-            if line["batches"][0] is not None:
+            if line["batches"]:
                 ends = [f" b{batch}" for batch in line["batches"]]
             rows.append(
                 [

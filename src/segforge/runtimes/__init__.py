@@ -45,7 +45,7 @@ def open_runner(
     return runner
 
 
-def onnx_runner(path: Path, threads: int = 0) -> Runner:
+def onnx_runner(path: Path) -> Runner:
     """ONNX Runtime on the CPU straight on an ONNX file: the reference executor of every step before the engine."""
-    runner: Runner = runtime_module("onnxruntime").OnnxRunner(path, threads=threads)
+    runner: Runner = runtime_module("onnxruntime").OnnxRunner(path)
     return runner

@@ -13,7 +13,7 @@ from segforge.config import EngineConfig
 from segforge.errors import SegforgeError
 from segforge.files import atomic_file, read_json, sha256_bytes, sha256_file, write_json
 from segforge.layout import EnginePaths
-from segforge.onnx.metadata import OnnxMetadata, read_metadata
+from segforge.onnx.metadata import OnnxMetadata, read_metadata, require_variant
 from segforge.progress import say
 from segforge.runtimes import open_runner, runtime_module
 from segforge.runtimes.base import BuildJob, Runner
@@ -26,14 +26,30 @@ def paths_of(config: EngineConfig) -> EnginePaths:
 
 
 def engine_metadata(config: EngineConfig) -> OnnxMetadata:
-    """The metadata of the engine's typed ONNX file."""
-    return read_metadata(paths_of(config).typed, made_by=paths_of(config).command("quantize"))
+    """The metadata of the engine's typed ONNX file; raises `SegforgeError` for one of another variant."""
+    paths, made_by = paths_of(config), paths_of(config).command("quantize")
+    metadata = read_metadata(paths.typed, made_by=made_by)
+    require_variant(metadata, config.variant, paths.typed, made_by=made_by)
+    return metadata
 
 
 def read_manifest(paths: EnginePaths) -> dict[str, Any]:
-    """The manifest of a built engine; raises `SegforgeError` when there is none."""
-    manifest: dict[str, Any] = read_json(paths.manifest, made_by=paths.command("build"))
+    """The manifest of a built engine; raises `SegforgeError` when there is none, or a damaged one."""
+    manifest = read_json(paths.manifest, made_by=paths.command("build"))
+    if not isinstance(manifest, dict):
+        raise SegforgeError(f"{paths.manifest} is no manifest", hint=paths.command("build"))
     return manifest
+
+
+def _is_built(paths: EnginePaths, key: str) -> bool:
+    """Whether the engine that lies there is of the build `key`; a damaged manifest counts as none."""
+    if not paths.engine.is_file():
+        return False
+    try:
+        manifest = read_manifest(paths)
+    except SegforgeError:
+        return False
+    return manifest.get("key") == key and manifest.get("engine_sha256") == sha256_file(paths.engine)
 
 
 def _device() -> dict[str, Any]:
@@ -94,11 +110,9 @@ def build_engine(config: EngineConfig) -> None:
     paths, metadata = paths_of(config), engine_metadata(config)
     expected = _expected(config)
     key = _key(expected)
-    if paths.manifest.is_file() and paths.engine.is_file():
-        manifest = read_manifest(paths)
-        if manifest.get("key") == key and manifest.get("engine_sha256") == sha256_file(paths.engine):
-            say(f"build: {paths.engine} is up to date")
-            return
+    if _is_built(paths, key):
+        say(f"build: {paths.engine} is up to date")
+        return
     say(f"build: {paths.typed} -> {paths.engine}")
     runtime = config.target.runtime
     job = BuildJob(

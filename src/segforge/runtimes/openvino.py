@@ -36,13 +36,19 @@ def build(job: BuildJob) -> bytes:
     """The typed graph compiled for a dynamic batch within the exported range, as bytes."""
     ov = _openvino()
     core = ov.Core()
-    model = core.read_model(str(job.typed))
-    for node in model.inputs:
-        shape = node.get_partial_shape()
-        if shape[0].is_dynamic:
-            shape[0] = ov.Dimension(job.metadata.batch_min, job.metadata.batch_max)
-            model.reshape({node.get_any_name(): shape})
-    compiled = core.compile_model(model, "CPU", flags(job.precision, job.threads, job.device_kind, job.options))
+    try:
+        model = core.read_model(str(job.typed))
+        for node in model.inputs:
+            shape = node.get_partial_shape()
+            if shape[0].is_dynamic:
+                shape[0] = ov.Dimension(job.metadata.batch_min, job.metadata.batch_max)
+                model.reshape({node.get_any_name(): shape})
+        compiled = core.compile_model(model, "CPU", flags(job.precision, job.threads, job.device_kind, job.options))
+    except RuntimeError as error:
+        raise SegforgeError(
+            f"OpenVINO cannot compile {job.typed}: {str(error).strip()}",
+            hint="run quantize again, or mend target.runtime.options",
+        ) from error
     blob = compiled.export_model()
     return blob.getvalue() if isinstance(blob, io.BytesIO) else bytes(blob)
 
@@ -65,6 +71,7 @@ class EngineRunner(Runner):
         self._compiled: Any = None
         self._request: Any = None
         self._tensor: Any = None
+        self._held: Mapping[str, Array] = {}
 
     def open(self) -> None:
         ov = _openvino()
@@ -88,6 +95,7 @@ class EngineRunner(Runner):
         return [spec(n) for n in self._compiled.inputs], [spec(n) for n in self._compiled.outputs]
 
     def load(self, inputs: Mapping[str, Array]) -> None:
+        self._held = inputs  # a shared tensor keeps an address, not the array
         for name, array in inputs.items():
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
 
@@ -99,3 +107,4 @@ class EngineRunner(Runner):
 
     def close(self) -> None:
         self._request = self._compiled = None
+        self._held = {}

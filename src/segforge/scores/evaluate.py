@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from segforge.config import METRIC_OF_TASK, EngineConfig
 from segforge.datasets.base import Sample, load_index, read_image, read_label_ids, require_disjoint
 from segforge.datasets.panoptic import read_panoptic, resized, semantic_of
-from segforge.datasets.preprocess import InputSpec, network_input, resize_ids
+from segforge.datasets.preprocess import network_input, resize_ids
 from segforge.errors import SegforgeError
-from segforge.files import sha256_file, write_csv, write_json
+from segforge.files import write_csv, write_json
 from segforge.onnx.metadata import OnnxMetadata
 from segforge.progress import say, track
 from segforge.runtimes.base import Array, Runner
-from segforge.runtimes.build import engine_metadata, open_engine, paths_of
+from segforge.runtimes.build import engine_metadata, open_engine, paths_of, read_manifest
 from segforge.scores import metric_for
 from segforge.scores.decode import Outputs, class_ids, segments_of
 from segforge.scores.ledger import COLUMNS, hash_chain, ledger_rows
@@ -56,7 +56,7 @@ def prefetch(items: Iterable[Item], load: Callable[[Item], Loaded], ahead: int =
 
 
 def infer(
-    runner: Runner, spec: InputSpec, items: Sequence[Item], read: Callable[[Item], NDArray[np.uint8]], batch: int
+    runner: Runner, metadata: OnnxMetadata, items: Sequence[Item], read: Callable[[Item], NDArray[np.uint8]], batch: int
 ) -> Iterator[tuple[Sequence[Item], list[NDArray[np.uint8]], Outputs]]:
     """Items, their RGB images and the engine's raw outputs, batch by batch and in order.
 
@@ -67,7 +67,7 @@ def infer(
 
     def load(part: Sequence[Item]) -> tuple[Sequence[Item], list[NDArray[np.uint8]], Array]:
         images = [read(item) for item in part]
-        array = network_input(images, spec)
+        array = network_input(images, metadata)
         if len(part) < source.batch_min:
             array = np.concatenate([array, np.repeat(array[-1:], source.batch_min - len(part), axis=0)])
         return part, images, array
@@ -178,13 +178,13 @@ def evaluate(config: EngineConfig) -> None:
     paths, metadata = paths_of(config), engine_metadata(config)
     require_batches(config.benchmark.batches, metadata)
     samples = scored_samples(metadata)
-    steps = hash_chain(config, metadata)
+    steps, engine_sha256 = hash_chain(config, metadata), read_manifest(paths)["engine_sha256"]
 
     batches = sorted(set(config.benchmark.batches))
     say(f"scoring {paths.engine} on {len(samples)} images at batch {', '.join(map(str, batches))}")
     with open_engine(config) as runner:
         scored = {batch: score_runner(runner, metadata, samples, batch) for batch in batches}
-    rows = ledger_rows(steps, scored, config.target.runtime.name)
+    rows = ledger_rows(steps, scored, config.target.runtime.name, engine_sha256)
     worst = scored[min(batches, key=lambda batch: scored[batch].result["score"])].result
     extras = {key: value for key, value in worst.items() if key not in ("score", "per_class")}
 
@@ -207,11 +207,11 @@ def evaluate(config: EngineConfig) -> None:
         {
             "metric": METRIC_OF_TASK[metadata.task],
             "score": worst["score"],
-            "checkpoint": steps["checkpoint"],
-            "loss": steps["checkpoint"] - worst["score"],
+            "checkpoint": steps["checkpoint"].score,
+            "loss": steps["checkpoint"].score - worst["score"],
             **extras,
-            "engine_sha256": sha256_file(paths.engine),
-            "onnx_sha256": sha256_file(paths.typed),
+            "engine_sha256": engine_sha256,
+            "onnx_sha256": steps["typed"].sha256,
         },
     )
     say(f"wrote {paths.metrics('evaluate')}, {paths.detail('evaluate', 'ledger.csv')} and its neighbours")

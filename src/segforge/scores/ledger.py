@@ -1,24 +1,31 @@
 """The ledger: the score at every step from checkpoint to engine, each step tied to the next by hashes."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segforge.config import EngineConfig
 from segforge.errors import SegforgeError
-from segforge.files import read_json, sha256_file
-from segforge.layout import VariantPaths
+from segforge.files import read_csv, read_json, sha256_file
+from segforge.layout import EnginePaths, VariantPaths
 from segforge.onnx.metadata import OnnxMetadata
 from segforge.runtimes.build import paths_of, read_manifest
 
 if TYPE_CHECKING:
     from segforge.scores.evaluate import Scored
 
-COLUMNS = ("step", "runtime", "batch", "score", "loss", "agreement")
+COLUMNS = ("step", "runtime", "batch", "score", "loss", "agreement", "sha256")
 STEPS = {"checkpoint": "torch", "onnx": "onnxruntime", "simplified": "onnxruntime", "typed": "onnxruntime"}
 
 
-def hash_chain(config: EngineConfig, metadata: OnnxMetadata) -> dict[str, float]:
-    """The scores of the steps before the engine, after checking that each step read what the last one wrote.
+class Step(NamedTuple):
+    """What a step before the engine scored, and the SHA-256 of its file."""
+
+    score: float
+    sha256: str
+
+
+def hash_chain(config: EngineConfig, metadata: OnnxMetadata) -> dict[str, Step]:
+    """The steps before the engine, after checking that each one read what the last one wrote.
 
     Raises `SegforgeError` naming the first broken link and the command that mends it.
     """
@@ -46,23 +53,26 @@ def hash_chain(config: EngineConfig, metadata: OnnxMetadata) -> dict[str, float]
                 hint=command,
             )
     return {
-        "checkpoint": export["checkpoint"],
-        "onnx": export["onnx"],
-        "simplified": simplify["simplified"],
-        "typed": quantize["typed"],
+        "checkpoint": Step(export["checkpoint"], export["checkpoint_sha256"]),
+        "onnx": Step(export["onnx"], export["onnx_sha256"]),
+        "simplified": Step(simplify["simplified"], simplify["simplified_sha256"]),
+        "typed": Step(quantize["typed"], quantize["typed_sha256"]),
     }
 
 
-def ledger_rows(steps: Mapping[str, float], scored: "Mapping[int, Scored]", runtime: str) -> list[dict[str, Any]]:
-    """Rows of ledger.csv: the steps in order, then the engine at each batch.
+def ledger_rows(
+    steps: Mapping[str, Step], scored: "Mapping[int, Scored]", runtime: str, engine_sha256: str
+) -> list[dict[str, Any]]:
+    """Rows of ledger.csv: the steps in order, then the engine at each batch, each with the hash of its file.
 
     `loss` is the checkpoint's score less the row's. `agreement` is the share of decided classes
     (pixels or images) that equal those of the smallest batch: a batch that is computed wrongly shows
     there even when its score happens to be the same.
     """
-    start = steps["checkpoint"]
+    start = steps["checkpoint"].score
     rows: list[dict[str, Any]] = [
-        {"step": step, "runtime": STEPS[step], "score": score, "loss": start - score} for step, score in steps.items()
+        {"step": name, "runtime": STEPS[name], "score": one.score, "loss": start - one.score, "sha256": one.sha256}
+        for name, one in steps.items()
     ]
     first = scored[min(scored)].classes
     for batch, one in scored.items():
@@ -75,6 +85,20 @@ def ledger_rows(steps: Mapping[str, float], scored: "Mapping[int, Scored]", runt
                 "score": score,
                 "loss": start - score,
                 "agreement": float((one.classes == first).mean()),
+                "sha256": engine_sha256,
             }
         )
     return rows
+
+
+def read_ledger(paths: EnginePaths) -> list[dict[str, str]]:
+    """The rows of ledger.csv; raises `SegforgeError` when it says nothing of the engine that is built now."""
+    evaluating = paths.command("evaluate")
+    ledger = read_csv(paths.detail("evaluate", "ledger.csv"), made_by=evaluating)
+    built = read_manifest(paths)["engine_sha256"]
+    scored = {row.get("sha256") for row in ledger if row["step"] == "engine"}
+    if scored != {built}:
+        raise SegforgeError(
+            f"the ledger of {paths.folder} is of another engine", expected=f"sha256 {built}, as built", hint=evaluating
+        )
+    return ledger

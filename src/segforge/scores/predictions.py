@@ -21,7 +21,7 @@ from segforge.scores.evaluate import score_outputs, scored_samples
 # How msame, ais_bench and others name the file of an output of the input `name`.
 FORMS = ("{name}_{number}", "{name}_output_{number}", "{name}_{number:02d}")
 SUFFIXES = (".bin", ".npy", ".png")
-TYPES = {1: ("uint8", "uint8"), 2: ("float16", "float16"), 4: ("float32", "int32"), 8: ("float64", "int64")}
+TYPES = {1: ("uint8", "uint8"), 2: ("float16", "int16"), 4: ("float32", "int32"), 8: ("float64", "int64")}
 SHOWN = 5
 
 
@@ -66,7 +66,8 @@ def evaluate_predictions(config: EngineConfig) -> None:
     so on for further ones), as raw bytes, `.npy`, or for class ids a grey `.png`. Raises `SegforgeError`
     naming the images without outputs, and files of another size.
     """
-    assert config.predictions
+    if not config.predictions:
+        raise SegforgeError("predictions= names nothing", expected="the folder with the outputs of each input")
     metadata, samples = _scored(config)
     folder = Path(config.predictions)
     if not folder.is_dir():
@@ -79,6 +80,12 @@ def evaluate_predictions(config: EngineConfig) -> None:
             f"{folder} lacks the outputs of {len(without)} of {len(samples)} images: {', '.join(without[:SHOWN])}",
             expected=f"such as {FORMS[0].format(name=without[0], number=0)}.bin for {without[0]}.bin",
             hint=f"{_command(config, 'preprocess')} output=<folder> writes the inputs",
+        )
+    used = [path for found in files for path in found or ()]
+    if len(set(used)) < len(used):
+        twice = next(path for path in used if used.count(path) > 1)
+        raise SegforgeError(
+            f"{twice} fits two inputs", expected=f"{FORMS[0].format(name='<input>', number=0)}.bin for each"
         )
 
     def rows() -> Iterator[tuple[Sequence[Sample], Outputs]]:
@@ -104,11 +111,11 @@ def result_table(result: dict[str, Any], metadata: OnnxMetadata, images: int) ->
 
 
 def input_names(samples: Sequence[Sample]) -> list[str]:
-    """A file name for each image: its own, with its folder's before it where that alone is not unique."""
+    """A file name for each image: its own, with a number before it where that alone is not unique."""
     stems = [sample.image.stem for sample in samples]
     if len(set(stems)) == len(stems):
         return stems
-    return ["_".join([*sample.image.parts[1:-1], sample.image.stem]) for sample in samples]
+    return [f"{number:05d}_{stem}" for number, stem in enumerate(stems)]
 
 
 def find_outputs(folder: Path, name: str, metadata: OnnxMetadata) -> list[Path] | None:
@@ -130,7 +137,8 @@ def read_outputs(paths: Sequence[Path], metadata: OnnxMetadata) -> dict[str, Arr
     """The outputs of one image as an engine would give them, with a batch of 1.
 
     A tool may have widened the types: raw bytes are read as whichever integer or float of that many
-    bytes the output's own kind allows. Raises `SegforgeError` for any other size.
+    bytes the output's own kind allows. Raises `SegforgeError` for any other size, and for values that the
+    output cannot hold.
     """
     outputs = {}
     for path, spec in zip(paths, metadata.outputs, strict=True):
@@ -138,7 +146,10 @@ def read_outputs(paths: Sequence[Path], metadata: OnnxMetadata) -> dict[str, Arr
         if path.suffix == ".png":
             array: Array = read_label_ids(path)
         elif path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
+            try:
+                array = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError, OSError) as error:
+                raise SegforgeError(f"{path} cannot be read: {error}", expected="a whole .npy file") from error
         else:
             raw = path.read_bytes()
             width = len(raw) // int(np.prod(shape))
@@ -149,6 +160,12 @@ def read_outputs(paths: Sequence[Path], metadata: OnnxMetadata) -> dict[str, Arr
             array = np.frombuffer(raw, TYPES[width][kind != "f"])
         if array.size != int(np.prod(shape)):
             raise SegforgeError(f"{path} has the shape {list(array.shape)}", expected=f"{spec['name']} {list(shape)}")
+        if kind != "f":
+            least, most, limits = array.min(), array.max(), np.iinfo(spec["dtype"])
+            if not (limits.min <= least and most <= limits.max):
+                raise SegforgeError(
+                    f"{path} holds values from {least} to {most}", expected=f"{spec['dtype']} {spec['name']}"
+                )
         outputs[spec["name"]] = array.reshape(1, *shape).astype(spec["dtype"], copy=False)
     return outputs
 

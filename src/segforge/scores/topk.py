@@ -15,7 +15,7 @@ class TopK:
     counts as wrong.
     """
 
-    def __init__(self, classes: int, void: int = 255) -> None:
+    def __init__(self, classes: int) -> None:
         self.classes = classes
         self.ranks = np.zeros((classes, classes + 1), np.int64)  # label, rank of its logit; last: NaN
 

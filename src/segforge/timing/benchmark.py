@@ -122,6 +122,9 @@ def _command(config: EngineConfig) -> str:
 def benchmark(config: EngineConfig) -> None:
     """Time the built engine at every configured batch and write its figures, sweep, layers and record.
 
+    Outputs are compared with the scored run on the runner of the latencies; those of the throughput are
+    of the same engine with fewer threads each, and share the verdict.
+
     Raises `SegforgeError` for a batch outside the engine's range, an engine that `open_engine`
     refuses, and missing ceilings or scores.
     """
@@ -169,6 +172,8 @@ def benchmark(config: EngineConfig) -> None:
         paths.detail("benchmark", "record.json"),
         {
             **{name: manifest[name] for name in ("engine_sha256", "onnx_sha256", "flags", "versions", "device")},
+            "height": metadata.height,
+            "width": metadata.width,
             "command": _command(config),
             "streams": settings.streams,
             "ceilings": {"gflops": ceilings.gflops, "copy_gib_s": ceilings.copy_gib_s},

@@ -196,5 +196,8 @@ def _gpu(seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
         return {}, {"gpu": "no NVIDIA GPU"}
     from segforge.timing.gpu_ceilings import copy_gib_s, gflops
 
-    rates, notes = gflops(seconds)
-    return {"gflops": rates, "copy_gib_s": {str(mib): copy_gib_s(mib, seconds) for mib in GPU_SETS_MIB}}, notes
+    try:
+        rates, notes = gflops(seconds)
+        return {"gflops": rates, "copy_gib_s": {str(mib): copy_gib_s(mib, seconds) for mib in GPU_SETS_MIB}}, notes
+    except (RuntimeError, AssertionError) as error:  # a driver too old, a build of torch without CUDA, no room
+        return {}, {"gpu": f"PyTorch cannot use it: {str(error).splitlines()[0]}"}

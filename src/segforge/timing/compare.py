@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from segforge.config import EngineConfig, engine_config
 from segforge.datasets.base import load_index
 from segforge.errors import SegforgeError
-from segforge.files import read_csv, write_csv
+from segforge.files import write_csv
 from segforge.progress import say
 from segforge.report.table import text_table
 from segforge.runtimes.build import engine_metadata, open_engine, paths_of
 from segforge.scores.evaluate import require_batches
+from segforge.scores.ledger import read_ledger
 from segforge.timing import measure
 
 COLUMNS = ("batch", "against_ms", "engine_ms", "ratio", "ratio_min", "ratio_max", "blocks", "against_score", "score")
@@ -25,7 +26,7 @@ def compare(config: EngineConfig) -> None:
     Writes metrics/compare/…: per batch the medians in ms, the median, lowest and
     highest ratio over the turns (against / engine: above 1 the engine is faster), and the scores of
     the very two engines at that batch from their ledgers. Raises `SegforgeError` for an unknown or
-    unbuilt engine.
+    unbuilt engine, and for one that was built anew after it was scored.
     """
     target, _, precision = config.against.partition("/")
     if not precision:
@@ -70,6 +71,5 @@ def compare(config: EngineConfig) -> None:
 
 
 def _score(config: EngineConfig, batch: int) -> str:
-    paths = paths_of(config)
-    ledger = read_csv(paths.detail("evaluate", "ledger.csv"), made_by=paths.command("evaluate"))
-    return next((r["score"] for r in ledger if r["step"] == "engine" and r["batch"] == str(batch)), "")
+    engine = [row for row in read_ledger(paths_of(config)) if row["step"] == "engine"]
+    return next((row["score"] for row in engine if row["batch"] == str(batch)), "")

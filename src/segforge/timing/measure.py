@@ -22,7 +22,7 @@ def warm_up(work: Callable[[], float], settings: Benchmark) -> tuple[float, bool
 
     Gives up at `warmup_max_s`. A window is a quarter of `warmup_s`, and three runs at least.
     """
-    start, previous = time.perf_counter(), float("inf")
+    start, previous = time.perf_counter(), float("nan")  # the first window agrees with nothing
     while True:
         window: list[float] = []
         begin = time.perf_counter()

@@ -74,17 +74,21 @@ class GpuWatch:
         if self._active:
             query = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
             self._process = subprocess.Popen([*query, "-lms", "200"], stdout=subprocess.PIPE, text=True)
+            assert self._process.stdout is not None
+            self._first = self._process.stdout.readline()  # it takes a while to start: no watch without a sample
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._active:
             self._process.terminate()
             out, _ = self._process.communicate()
-            rows = csv.reader(out.splitlines(), skipinitialspace=True)
+            rows = csv.reader([self._first, *out.splitlines()], skipinitialspace=True)
             self.samples = [row for row in rows if len(row) == len(GPU_FIELDS)]
 
     def throttled(self) -> list[str]:
-        """The slowdown reasons that were active in any sample."""
+        """The slowdown reasons that were active in any sample, or that there was none."""
+        if self._active and not self.samples:
+            return ["no sample from nvidia-smi"]
         first = len(GPU_FIELDS) - len(THROTTLE)
         return [name for i, name in enumerate(THROTTLE, first) if any(row[i] == "Active" for row in self.samples)]
 

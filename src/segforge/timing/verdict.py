@@ -8,8 +8,8 @@ import numpy as np
 
 from segforge.timing.state import MAX_OTHERS
 
-# Samples below which a percentile is left empty: ten beyond it at the least (100 for p90, 1,000 for
-# p99), far fewer than MLPerf's 24,576 and 270,336 for 99 % confidence, so read them with that in mind.
+# Samples below which a percentile is left empty: ten in all for the median, ten beyond p90 and p99. That is
+# far fewer than MLPerf's 24,576 and 270,336 for 99 % confidence, so read them with that in mind.
 SUPPORT = {"p50_ms": (50, 10), "p90_ms": (90, 100), "p99_ms": (99, 1000)}
 WINDOW_S = 0.05  # some ticks of an operating system's scheduler
 
@@ -66,7 +66,7 @@ def reasons_against(
     if seen.others > MAX_OTHERS:
         found.append(f"other processes took {seen.others:.0%} of the cores")
     if seen.throttled:
-        found.append(f"GPU slowed down: {' '.join(seen.throttled)}")
+        found.append(f"GPU slowed down, or was not watched: {' '.join(seen.throttled)}")
     if seen.outputs == "unscored":
         found.append("this batch was not scored")
     elif seen.outputs != "same":

@@ -1,17 +1,18 @@
 """Checkpoints: weights as safetensors, everything else as JSON; and the state to resume from."""
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from segforge.architectures import build_network
 from segforge.config import NetworkConfig
 from segforge.errors import SegforgeError
-from segforge.files import atomic_file, atomic_folder, read_json, sha256_file, write_json
+from segforge.files import atomic_folder, read_json, sha256_file, write_bytes, write_json
 from segforge.layout import VariantPaths
 
 Tensors = dict[str, torch.Tensor]
@@ -69,7 +70,7 @@ def save_checkpoint(
     weights = config.recipe.weights
     with atomic_folder(folder) as inside:
         for name, tensors in (("best", best), ("last", last)):
-            save_file(tensors, inside / f"{name}.safetensors")
+            (inside / f"{name}.safetensors").write_bytes(save(tensors))  # save_file hides a full disk: no OSError
         write_json(
             inside / "checkpoint.json",
             {
@@ -149,8 +150,9 @@ def _shown(value: Any) -> str:
 
 def save_state(folder: Path, key: str, state: dict[str, Any]) -> None:
     """Write what `load_state` gives back under the same `key`, whole or not at all."""
-    with atomic_file(folder / "state.pt") as temporary:
-        torch.save({"key": key, **state}, temporary)
+    buffer = io.BytesIO()  # torch.save to a file hides a full disk: no OSError
+    torch.save({"key": key, **state}, buffer)
+    write_bytes(folder / "state.pt", buffer.getvalue())
 
 
 def load_state(folder: Path, key: str) -> tuple[dict[str, Any] | None, str]:

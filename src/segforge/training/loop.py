@@ -1,5 +1,6 @@
 """The training loop: one recipe, one variant, resumable to the bit."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from segforge.architectures import (
     load_network_weights,
     read_state_dict,
     registry,
+    require_size,
     wrap_for_inference,
 )
 from segforge.config import METRIC_OF_TASK, Inference, NetworkConfig, Weights
@@ -22,7 +24,7 @@ from segforge.datasets.base import Index, Sample, load_index, require_disjoint
 from segforge.datasets.download import fetch
 from segforge.datasets.panoptic import read_panoptic, resized
 from segforge.errors import SegforgeError
-from segforge.files import json_text, sha256_bytes, write_csv, write_json
+from segforge.files import json_text, sha256_bytes, sha256_file, write_csv, write_json
 from segforge.onnx.metadata import PANOPTIC_OUTPUTS
 from segforge.progress import say, track
 from segforge.runtimes.base import usable_cores
@@ -74,7 +76,7 @@ def train(config: NetworkConfig) -> None:
     samples = _training_samples(config, index)
     say(f"{config.variant}: {len(samples)} images, {recipe.training.epochs} epochs on {device}; to {paths.checkpoint}/")
     run = Run(config, index, samples, device)
-    key = run_key(config, samples, device)
+    key = run_key(config, device)
     state, why_not = load_state(paths.training_state, key)
     if why_not:
         say(why_not)
@@ -117,18 +119,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def run_key(config: NetworkConfig, samples: list[Sample], device: torch.device) -> str:
+def run_key(config: NetworkConfig, device: torch.device) -> str:
     """The hash of everything that decides the weights: a state under another key is not gone on from."""
     decides = {
         "seed": config.seed,
-        "model": {**asdict(config.model), "inference": None},
+        "model": asdict(config.model),  # with its inference, by which the best checkpoint is chosen
         "backbone": asdict(config.backbone),
         "training": asdict(config.recipe.training),
         "input": asdict(config.recipe.input),
-        "weights": config.recipe.weights.sha256 if config.recipe.weights else None,
-        "classes": config.dataset.classes,
-        "void": config.dataset.void,
-        "images": [sample.sha256 for sample in samples],
+        "weights": asdict(config.recipe.weights) if config.recipe.weights else None,
+        "dataset": asdict(config.dataset),
+        "index": sha256_file(layout.dataset(config.dataset.name) / "index.json"),  # holds images' and labels' hashes
         "device": device.type,
         "threads": usable_cores() if device.type == "cpu" else None,  # the order of sums
         "torch": torch.__version__,
@@ -137,8 +138,15 @@ def run_key(config: NetworkConfig, samples: list[Sample], device: torch.device) 
 
 
 def _training_samples(config: NetworkConfig, index: Index) -> list[Sample]:
-    task, training = config.model.task, config.recipe.training
+    task, training, dataset = config.model.task, config.recipe.training, config.dataset
     samples = [sample for split in training.splits for sample in index.split(task, split)]
+    named = dataset.classes.get(task) or index.classes[task]  # none in the config: the data set's own folders
+    if named != index.classes[task]:
+        raise SegforgeError(
+            f"data set {dataset.name!r} on disk has other classes than its config: {', '.join(index.classes[task])}",
+            expected=", ".join(named),
+            hint=f"python stages/download.py dataset={dataset.name}; or the dataset.classes.{task} that it was given",
+        )
     if len(samples) < 2:
         raise SegforgeError(f"{len(samples)} images to train on", expected="2 or more: batch norm needs a batch")
     for split in {config.recipe.score_split, training.select} - {None}:
@@ -174,11 +182,7 @@ class Run:
         self._crop: Size | None = (crop[0], crop[1]) if crop else None
         whole = spec.height, spec.width
         for what, (height, width) in (("input", whole), ("training.crop", self._crop or whole)):
-            if height % architecture.input_multiple or width % architecture.input_multiple:
-                raise SegforgeError(
-                    f"{config.model.name} cannot take an image of {height}x{width}",
-                    expected=f"recipe.{what} with multiples of {architecture.input_multiple}",
-                )
+            require_size(config.model.name, config.model.builder, height, width, f"recipe.{what}")
         if config.recipe.weights:
             _start_from(network, architecture, config.recipe.weights, self._classes)
         self._network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -209,7 +213,7 @@ class Run:
         ticks = track(range(steps), f"{self._config.variant}: training", unit="steps")
         for epoch in range(first, total):
             loss = self._epoch(epoch, ticks)
-            if loss != loss or loss in (float("inf"), float("-inf")):
+            if not math.isfinite(loss):
                 raise SegforgeError(f"the loss became {loss} in epoch {epoch + 1}", hint="a smaller recipe.training.lr")
             due = (epoch + 1) % self._training.validate_every == 0 or epoch + 1 == total
             score = self._validate() if self._validation is not None and due else None

@@ -45,9 +45,10 @@ def training_loss(
     if loss.name == "ohem_threshold":
         hard = -math.log(loss.ohem_threshold)
         return hard_cross_entropy(logits, labels, loss.ohem_least, void, weights, loss.label_smoothing, above=hard)
-    return functional.cross_entropy(
+    mean = functional.cross_entropy(
         logits, labels, weight=weights, ignore_index=void, label_smoothing=loss.label_smoothing
     )
+    return torch.where((labels != void).any(), mean, 0.0)  # the mean over no label at all is nan
 
 
 def hard_cross_entropy(

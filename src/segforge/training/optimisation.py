@@ -29,7 +29,7 @@ def make_optimizer(network: torch.nn.Module, backbone_part: str, training: Train
         for (backbone, decayed), parameters in sorted(groups.items())
     ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(listed, lr=training.lr, momentum=training.momentum, nesterov=True)
+        return torch.optim.SGD(listed, lr=training.lr, momentum=training.momentum)
     return torch.optim.AdamW(listed, lr=training.lr, fused=True)
 
 

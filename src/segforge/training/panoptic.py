@@ -28,9 +28,7 @@ class Things:
     size: torch.Tensor  # float32 [n, 2]: height and width of the box, in pixels
 
 
-def panoptic_loss(
-    network: PanopticFCN, predictions: Predictions, labels: torch.Tensor, *, positives: int = POSITIVES
-) -> torch.Tensor:
+def panoptic_loss(network: PanopticFCN, predictions: Predictions, labels: torch.Tensor) -> torch.Tensor:
     """The sum of the four losses, a scalar: positions of things and stuff, masks of things and stuff.
 
     `labels` are instance maps int64 [N, H, W] (class * INSTANCES + number, negative where void);
@@ -54,7 +52,7 @@ def panoptic_loss(
         target = torch.where(target < 0.5, 0.0, target.clamp(max=1))
         totals["position stuff"] += focal_loss(region, target).mean((2, 3)).sum()
         if len(chosen.image):
-            weights, found = thing_kernels(centre, kernels, chosen, positives)
+            weights, found = thing_kernels(centre, kernels, chosen)
             embedded = _embedded(network.thing_generator, found)  # [n, k, E]
             predicted = torch.einsum("nke,nep->nkp", embedded, features.index_select(0, chosen.image)).sigmoid()
             lost = dice_loss(predicted, chosen.masks.flatten(1).unsqueeze(1), known[chosen.image].unsqueeze(1))
@@ -172,9 +170,7 @@ def gaussian_radius(height: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     return torch.stack(roots).amin(0)
 
 
-def thing_kernels(
-    centre: torch.Tensor, kernels: torch.Tensor, things: Things, positives: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def thing_kernels(centre: torch.Tensor, kernels: torch.Tensor, things: Things) -> tuple[torch.Tensor, torch.Tensor]:
     """For each thing the kernels at its best scored places inside, and their weights, which sum to 1.
 
     `centre` logits [N, kinds, h, w], `kernels` [N, C, h, w]; gives float32 [n, k] and [n, k, C].
@@ -185,7 +181,7 @@ def thing_kernels(
     ).squeeze(1)
     score = centre[things.image, things.kind].sigmoid()
     guided = torch.where(inside > 0.1, score, 0.0).flatten(1)
-    best, index = guided.topk(min(positives, height * width), dim=1)
+    best, index = guided.topk(min(POSITIVES, height * width), dim=1)
     weights = best / best.sum(1, keepdim=True).clamp(min=1e-8)
     rows = kernels.flatten(2).transpose(1, 2).index_select(0, things.image)  # [n, P, C]
     return weights, rows.gather(1, index.unsqueeze(2).expand(-1, -1, rows.shape[2]))
