@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """One core for each worker of pytest-xdist, and for what it starts: threads of two workers on one core spin."""
+    """One core for each worker of pytest-xdist, and for what it starts: threads of two workers on one core spin.
+
+    So do two threads of one worker, where a test asks for two: they are told to sleep instead.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when PyTorch is imported, which is later
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -45,6 +45,13 @@ def stages() -> dict[str, Any]:
         return {stage.name: stage for stage in repo.index.stages}
 
 
+@cache
+def graph() -> Any:
+    """Every stage; an edge runs from a stage to what it needs."""
+    with Repo(str(ROOT)) as repo:
+        return repo.index.graph
+
+
 def tracked(stage: Any) -> tuple[set[str], set[str], dict[str, list[str]]]:
     """Files, outputs and tracked parameters (file -> keys, empty for all) of a stage."""
     files = {d.def_path for d in stage.deps if not hasattr(d, "params")}
@@ -142,15 +149,13 @@ def test_what_decides_figures_is_tracked_by_every_stage_that_runs_it(path: str, 
 
 def downstream(names: set[str]) -> set[str]:
     """`names` and every stage behind them in the graph."""
-    with Repo(str(ROOT)) as repo:
-        graph = repo.index.graph  # an edge runs from a stage to what it needs
-        found: set[str] = set()
-        todo = [s for s in graph.nodes if s.name in names]
-        while todo:
-            node = todo.pop()
-            if node.name not in found:
-                found.add(node.name)
-                todo.extend(graph.predecessors(node))
+    found: set[str] = set()
+    todo = [stage for stage in graph().nodes if stage.name in names]
+    while todo:
+        node = todo.pop()
+        if node.name not in found:
+            found.add(node.name)
+            todo.extend(graph().predecessors(node))
     return found
 
 
