@@ -20,12 +20,12 @@ $(VENV)/.ready: requirements/all.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; try: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements/all.txt)
-	@# uv takes a fifth of pip's time, but knows nothing of pip's settings: it is told the index, and where
-	@# more than that is needed (a certificate, a password) pip does it.
-	@index=$$($(BIN)/python -m pip config list | sed -n "s/^[^ ]*\.index-url='\(.*\)'$$/\1/p" | tail -1); \
-	echo "uv pip install -r requirements/all.txt $(PIP_ARGS)"; \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $${index:+--default-index "$$index"} $(PIP_ARGS) -r requirements/all.txt || { \
-		echo "uv could not install them (see above); now pip with its own settings, which takes minutes"; \
+	@# uv takes a fifth of pip's time, but knows nothing of pip's settings: where pip is set to another index or
+	@# to none, and where uv does not get through (a certificate, a password), pip does it.
+	@echo "installing requirements/all.txt $(PIP_ARGS)"; \
+	{ ! $(BIN)/python -m pip config list | grep -E '\.(no-)?index' >/dev/null && \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python $(PIP_ARGS) -r requirements/all.txt; } || { \
+		echo "pip installs them, with its own settings; this takes minutes"; \
 		$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -r requirements/all.txt; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
 	@# Compiled here, on every core: where PYTHONDONTWRITEBYTECODE is set, each stage would compile all that it
