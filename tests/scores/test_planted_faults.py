@@ -14,6 +14,7 @@ from segforge.errors import SegforgeError
 from segforge.files import read_csv, read_json, sha256_file, write_json
 from segforge.layout import EnginePaths
 from segforge.runtimes.build import build_engine
+from segforge.timing import compare
 
 OTHER = "deeplabv3plus-resnet50-shapes"
 
@@ -162,3 +163,25 @@ def test_nearest_then_argmax_for_bilinear_then_argmax(world):
     config = world.config()
     world.spoil(world.quantize(config), nearest)
     refused(world, config, "does not pass the gate: engine at batch 1 lost")
+
+
+def test_two_engines_are_compared_with_the_scores_of_these_very_two(world, monkeypatch):
+    fp32, int8 = world.config("fp32"), world.config("int8", "against=cpu-onnxruntime/fp32")
+    for config in (fp32, int8):
+        world.quantize(config)
+        world.finish(config)
+    compare.compare(int8)
+    paths = EnginePaths(int8.variant, int8.target.name, "int8")
+    rows = read_csv(paths.detail("compare", "cpu-onnxruntime-fp32.csv"), made_by="")
+    assert {row["batch"]: float(row["score"]) for row in rows} == engine_scores(paths)
+    assert {row["batch"]: float(row["against_score"]) for row in rows} == engine_scores(
+        EnginePaths(fp32.variant, fp32.target.name, "fp32")
+    )
+
+    def timed(*_words):
+        raise AssertionError("timed before its ledger was read")
+
+    monkeypatch.setattr(compare, "open_engine", timed)
+    world.rewrite(paths.manifest, engine_sha256="0" * 64)
+    with pytest.raises(SegforgeError, match="is of another engine"):
+        compare.compare(int8)

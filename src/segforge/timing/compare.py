@@ -35,6 +35,8 @@ def compare(config: EngineConfig) -> None:
     metadata = engine_metadata(config)
     require_batches(config.benchmark.batches, metadata)
     samples = load_index(metadata.dataset).split(metadata.task, metadata.score_split)[: config.benchmark.images]
+    # Before anything is timed: an engine that was built anew since has no score to stand beside its time.
+    against_scores, scores = (_scores(one) for one in (other, config))
     rows = []
     with ExitStack() as stack:
         # The other engine first: what it sets for the whole process (the allocator) serves it as in its own.
@@ -59,8 +61,8 @@ def compare(config: EngineConfig) -> None:
                     "batch": batch,
                     **{name: round(value, 4) for name, value in figures.items()},
                     "blocks": BLOCKS,
-                    "against_score": _score(other, batch),
-                    "score": _score(config, batch),
+                    "against_score": against_scores.get(str(batch), ""),
+                    "score": scores.get(str(batch), ""),
                 }
             )
             say(f"batch {batch}: {figures['ratio']:.2f} times as fast as {config.against}")
@@ -70,6 +72,6 @@ def compare(config: EngineConfig) -> None:
     print(target_file)
 
 
-def _score(config: EngineConfig, batch: int) -> str:
-    engine = [row for row in read_ledger(paths_of(config)) if row["step"] == "engine"]
-    return next((row["score"] for row in engine if row["batch"] == str(batch)), "")
+def _scores(config: EngineConfig) -> dict[str, str]:
+    """The score of the engine by batch."""
+    return {row["batch"]: row["score"] for row in read_ledger(paths_of(config)) if row["step"] == "engine"}
