@@ -52,6 +52,21 @@ METADATA = OnnxMetadata(
 )
 
 
+def metadata_at(classes: int, height: int, width: int, **changes: Any) -> OnnxMetadata:
+    """The metadata of another semantic network: so many classes, ids of the input's own size."""
+    return replace(
+        METADATA,
+        classes=[f"class {i}" for i in range(classes)],
+        colours=[[i, i, i] for i in range(classes)],
+        height=height,
+        width=width,
+        output_height=height,
+        output_width=width,
+        outputs=[{"name": "ids", "dtype": "uint8", "shape": [height, width]}],
+        **changes,
+    )
+
+
 def weights() -> dict[str, NDArray[np.float32]]:
     """The network's parameters, by PyTorch's names."""
     random = np.random.default_rng(7)

@@ -1,14 +1,13 @@
 """CoinCheung's BiSeNets: every published key finds its place, and the output is that of plain operations."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_engine import METADATA
+from tiny_engine import metadata_at
 from torch.nn import functional as F
 
 from segforge.architectures import build_network, registry
@@ -269,24 +268,10 @@ def test_weights_without_the_auxiliary_heads_do(
 def test_onnx_runtime_gives_pytorchs_class_ids(
     backbone: str, published: Callable[[], Weights], forward: Forward, tmp_path: Path
 ) -> None:
-    height, width, mean, std = 64, 96, [100.0, 110.0, 120.0], [50.0, 55.0, 60.0]
-    described = replace(
-        METADATA,
-        model="bisenet_coincheung",
-        architecture="bisenet_coincheung",
-        backbone=backbone,
-        classes=[f"class {i}" for i in range(CLASSES)],
-        colours=[[i, i, i] for i in range(CLASSES)],
-        height=height,
-        width=width,
-        output_height=height,
-        output_width=width,
-        mean=mean,
-        std=std,
-        outputs=[{"name": "ids", "dtype": "uint8", "shape": [height, width]}],
-    )
-    network = build_network("bisenet_coincheung", backbone, classes=CLASSES, options={})
-    load_network_weights(network, registry["bisenet_coincheung"], published(), CLASSES)
+    height, width, name = 64, 96, "bisenet_coincheung"
+    described = metadata_at(CLASSES, height, width, model=name, architecture=name, backbone=backbone)
+    network = build_network(name, backbone, classes=CLASSES, options={})
+    load_network_weights(network, registry[name], published(), CLASSES)
     model = convert(network, described)
     embed_metadata(model, described)
     save_onnx(model, tmp_path / "model.onnx")

@@ -1,13 +1,12 @@
 """At 1024x2048 the simplified graph of each mmsegmentation model gives the class ids that PyTorch gives."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_engine import METADATA
+from tiny_engine import metadata_at
 from torch.nn import functional
 
 from segforge.architectures import build_network, wrap_for_inference
@@ -24,23 +23,18 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 def metadata(backbone: str, config: str) -> OnnxMetadata:
-    return replace(
-        METADATA,
+    return metadata_at(
+        CLASSES,
+        HEIGHT,
+        WIDTH,
         variant=f"mmseg-{backbone}-cityscapes",
         model="mmseg",
         architecture="mmseg",
         backbone=backbone,
         options={"config": config},
         dataset="cityscapes",
-        classes=[f"class {i}" for i in range(CLASSES)],
-        colours=[[i, i, i] for i in range(CLASSES)],
-        height=HEIGHT,
-        width=WIDTH,
-        output_height=HEIGHT,
-        output_width=WIDTH,
         mean=MEAN,
         std=STD,
-        outputs=[{"name": "ids", "dtype": "uint8", "shape": [HEIGHT, WIDTH]}],
         batch_max=2,
     )
 
