@@ -1,14 +1,29 @@
 """Write down what this machine is, the same bytes every time: python stages/probe.py."""
 
-from segforge.config import MachineConfig
+from segforge import layout
+from segforge.config.compose import known_devices
+from segforge.config.engine import MachineConfig
+from segforge.files import write_json
+from segforge.machine.identity import identity, installed_versions
+from segforge.runtimes import RUNTIMES
 from segforge.stage import run_stage
+from segforge.terminal import say
 
 
 def probe(config: MachineConfig) -> None:
-    from segforge.timing.probe import probe as work
+    """Write a file for each device of conf/device/ that is here, and one for each runtime that is installed.
 
-    work(config)
+    Files of devices that are not here stay: they are another machine's, whose engines are as good as they were.
+    """
+    here = {device.name: found for device in known_devices() if (found := identity(device))}
+    for name, facts in here.items():
+        write_json(layout.machine(name), facts)
+    for runtime, packages in RUNTIMES.items():
+        versions = installed_versions(packages)
+        if all(versions.values()):
+            write_json(layout.installed(runtime), versions)
+    say(f"probe: {', '.join(here)}; wrote {layout.MACHINES}/")
 
 
 if __name__ == "__main__":
-    run_stage("machine", probe)
+    run_stage(probe)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from segforge import config as schema
+from segforge.config.compose import register
+from segforge.machine.identity import gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,9 +31,9 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones come first, so that no worker is left alone with them; `gpu` tests say why they skip."""
     items.sort(key=lambda item: "slow" not in item.keywords)
-    if shutil.which("nvidia-smi"):
+    if gpus():
         return
-    skip = pytest.mark.skip(reason="no NVIDIA GPU here: nvidia-smi is not on the PATH")
+    skip = pytest.mark.skip(reason="no NVIDIA GPU here: NVML sees none")
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
@@ -75,7 +76,7 @@ def stage(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def composed() -> Iterator[Callable[..., object]]:
     """Compose a primary config: `composed("network", ["model=classifier"])`; `choices=True` adds `hydra`."""
-    schema.register()
+    register()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
 
         def run(name: str, overrides: list[str] | None = None, *, choices: bool = False) -> object:

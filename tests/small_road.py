@@ -14,11 +14,7 @@ from segforge.files import sha256_file
 
 ROOT = Path(__file__).resolve().parent.parent
 DEEPLAB, CLASSIFIER = "deeplabv3plus-mobilenet_v2-shapes", "classifier-mobilenet_v3_small-shapes"
-ENGINES = (
-    f"{DEEPLAB}-cpu-torch-fp32",
-    f"{DEEPLAB}-cpu-onnxruntime-int8",
-    f"{CLASSIFIER}-cpu-openvino-int8",
-)
+ENGINES = (f"{DEEPLAB}-cpu-torch-fp32", f"{DEEPLAB}-cpu-onnxruntime-int8", f"{CLASSIFIER}-cpu-openvino-int8")
 RUNNING = re.compile(r"^Running stage '(?:[^']+:)?([^']+)'", re.MULTILINE)  # the stage, without the file it stands in
 
 
@@ -88,7 +84,7 @@ def dvc(folder: Path, *words: str) -> str:
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 

@@ -17,13 +17,14 @@ from omegaconf import OmegaConf
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from segforge.config import EngineConfig, MachineConfig
-from segforge.datasets.base import load_index
+from segforge.config.engine import EngineConfig, MachineConfig
+from segforge.datasets.core.index import load_index
+from segforge.evaluation import score_runner
 from segforge.files import read_json, sha256_file, write_json
+from segforge.graph.file import embed_passport, load_onnx, passport_in, save_onnx
 from segforge.layout import EnginePaths, VariantPaths
-from segforge.onnx.metadata import OnnxMetadata, embed_metadata, load_onnx, metadata_of, save_onnx
-from segforge.runtimes import onnx_runner
-from segforge.scores.evaluate import score_runner
+from segforge.passport import Passport
+from segforge.runtimes.core.onnx import OnnxRunner
 
 VARIANT = "deeplabv3plus-mobilenet_v2-shapes"
 HEIGHT, WIDTH, VOID = 64, 80, 255
@@ -57,7 +58,7 @@ def write_images(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def network(metadata: OnnxMetadata, colours: NDArray[np.float64] = COLOURS) -> onnx.ModelProto:
+def network(passport: Passport, colours: NDArray[np.float64] = COLOURS) -> onnx.ModelProto:
     prototypes = (colours - MEAN) / STD
     arrays = {
         "average": np.tile(np.full((1, 1, 4, 4), 1 / 16), (3, 1, 1, 1)),
@@ -81,7 +82,7 @@ def network(metadata: OnnxMetadata, colours: NDArray[np.float64] = COLOURS) -> o
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    embed_metadata(model, metadata)
+    embed_passport(model, passport)
     return model
 
 
@@ -89,15 +90,11 @@ class World:
     """The current folder with a data set and a variant up to simplified.onnx, as the model half leaves them."""
 
     def __init__(self, composed: Callable[..., Any]) -> None:
-        from segforge.timing.probe import probe
+        from stages.probe import probe
 
         self._composed = composed
         data = Path("data/shapes")
-        samples = {
-            "train": write_images(data / "train", 24, 1),
-            "val": [],
-            "test": write_images(data / "test", 16, 2),
-        }
+        samples = {"train": write_images(data / "train", 24, 1), "val": [], "test": write_images(data / "test", 16, 2)}
         palette = COLOURS.astype(int).tolist()
         write_json(
             data / "index.json",
@@ -109,10 +106,10 @@ class World:
                 "samples": {"semantic": samples},
             },
         )
-        self.metadata = OnnxMetadata(
+        self.passport = Passport(
             variant=VARIANT,
             model="deeplabv3plus",
-            architecture="deeplabv3plus",
+            family="deeplabv3plus",
             backbone="mobilenet_v2",
             options={},
             dataset="shapes",
@@ -146,20 +143,18 @@ class World:
     def model_half(self, variant: str, colours: NDArray[np.float64] = COLOURS) -> float:
         """Write what export and simplify write; the score of the network."""
         paths = VariantPaths(variant)
-        model = network(replace(self.metadata, variant=variant), colours)
+        model = network(replace(self.passport, variant=variant), colours)
         paths.onnx.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, paths.onnx)
         save_onnx(model, paths.simplified)
-        with onnx_runner(paths.onnx) as runner:
+        with OnnxRunner(paths.onnx) as runner:
             samples = load_index("shapes").split("semantic", "test")
-            score: float = score_runner(runner, self.metadata, samples, 8).result["score"]
+            score: float = score_runner(runner, self.passport, samples, 8).result["score"]
         digest = sha256_file(paths.onnx)
-        hashes = {"checkpoint_sha256": self.metadata.checkpoint_sha256, "onnx_sha256": digest}
+        hashes = {"checkpoint_sha256": self.passport.checkpoint_sha256, "onnx_sha256": digest}
         write_json(paths.metrics("export"), {"metric": "miou", "checkpoint": score, "onnx": score, **hashes})
-        write_json(
-            paths.metrics("simplify"),
-            {"metric": "miou", "simplified": score, "onnx_sha256": digest, "simplified_sha256": digest},
-        )
+        made = {"simplifier": "onnxsim", "onnx_sha256": digest, "simplified_sha256": digest}
+        write_json(paths.metrics("simplify"), {"metric": "miou", "simplified": score, **made})
         return score
 
     def config(self, precision: str = "fp32", *overrides: str, variant: str = VARIANT) -> EngineConfig:
@@ -169,19 +164,19 @@ class World:
         return config
 
     def quantize(self, config: EngineConfig) -> EnginePaths:
-        from segforge.quantization.quantize import quantize
+        from stages.quantize import quantize
 
         quantize(config)
         return EnginePaths(config.variant, config.target.name, config.precision.name)
 
     def spoil(
-        self, paths: EnginePaths, change: Callable[[onnx.ModelProto], None] | None = None, **metadata: Any
+        self, paths: EnginePaths, change: Callable[[onnx.ModelProto], None] | None = None, **passport: Any
     ) -> None:
         """A quantize stage with a fault that it does not notice: other bytes, duly hashed, under the good score."""
         model = load_onnx(paths.typed, made_by="")
         if change:
             change(model)
-        embed_metadata(model, replace(metadata_of(model, paths.typed), **metadata))
+        embed_passport(model, replace(passport_in(model, paths.typed), **passport))
         save_onnx(model, paths.typed)
         self.rewrite(paths.metrics("quantize"), typed_sha256=sha256_file(paths.typed))
 
@@ -191,9 +186,9 @@ class World:
 
     def finish(self, config: EngineConfig, *, build: bool = True) -> None:
         """build, evaluate, gate."""
-        from segforge.gate import gate
-        from segforge.runtimes.build import build_engine
-        from segforge.scores.evaluate import evaluate
+        from segforge.engines.engine import build_engine
+        from stages.evaluate import evaluate
+        from stages.gate import gate
 
         if build:
             build_engine(config)

@@ -10,10 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from segforge.config import EngineConfig, MachineConfig, NetworkConfig
-from segforge.datasets import make_dataset
-from segforge.datasets.base import load_index
-from segforge.datasets.panoptic import disagreements, read_segment_ids
+from segforge.config.engine import EngineConfig, MachineConfig
+from segforge.config.network import NetworkConfig
+from segforge.datasets.arrival.make import make_dataset
+from segforge.datasets.core.index import load_index
+from segforge.datasets.core.panoptic import disagreements, read_segment_ids
 from segforge.files import read_csv, read_json
 from segforge.layout import EnginePaths, VariantPaths
 
@@ -32,10 +33,10 @@ NETWORK = [
 @pytest.fixture
 def road(project: Path, composed: Callable[..., Any]) -> Callable[..., Any]:
     """The model half, run; gives configs of the engine half."""
-    from segforge.onnx.export import export
-    from segforge.onnx.simplify import simplify
-    from segforge.timing.probe import probe
-    from segforge.training.loop import train
+    from stages.export import export
+    from stages.probe import probe
+    from stages.simplify import simplify
+    from stages.train import train
 
     config = OmegaConf.to_object(composed("network", NETWORK))
     assert isinstance(config, NetworkConfig)
@@ -54,12 +55,12 @@ def road(project: Path, composed: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.slow
 def test_panoptic_road(road: Callable[..., Any]) -> None:
-    from segforge.gate import gate
-    from segforge.quantization.quantize import quantize
-    from segforge.report.predict import predict
-    from segforge.runtimes.build import build_engine
-    from segforge.scores.evaluate import evaluate
-    from segforge.scores.predictions import preprocess
+    from segforge.engines.engine import build_engine
+    from stages.evaluate import evaluate
+    from stages.gate import gate
+    from stages.predict import predict
+    from stages.preprocess import preprocess
+    from stages.quantize import quantize
 
     exported = read_json(VariantPaths(VARIANT).metrics("export"), made_by="")
     assert exported["metric"] == "pq"

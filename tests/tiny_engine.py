@@ -13,16 +13,18 @@ from omegaconf import OmegaConf
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from segforge import config as schema
+from segforge.config.compose import register
+from segforge.config.engine import EngineConfig
 from segforge.files import sha256_file
-from segforge.onnx.metadata import OnnxMetadata, embed_metadata, save_onnx
+from segforge.graph.file import embed_passport, save_onnx
+from segforge.passport import Passport
 
 VARIANT = "deeplabv3plus-mobilenet_v2-shapes"
 HEIGHT, WIDTH, CLASSES = 8, 12, 5
-METADATA = OnnxMetadata(
+METADATA = Passport(
     variant=VARIANT,
     model="tiny",
-    architecture="tiny",
+    family="tiny",
     backbone="none",
     options={},
     dataset="shapes",
@@ -52,8 +54,8 @@ METADATA = OnnxMetadata(
 )
 
 
-def metadata_at(classes: int, height: int, width: int, **changes: Any) -> OnnxMetadata:
-    """The metadata of another semantic network: so many classes, ids of the input's own size."""
+def metadata_at(classes: int, height: int, width: int, **changes: Any) -> Passport:
+    """The passport of another semantic network: so many classes, ids of the input's own size."""
     return replace(
         METADATA,
         classes=[f"class {i}" for i in range(classes)],
@@ -74,7 +76,7 @@ def weights() -> dict[str, NDArray[np.float32]]:
     return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def tiny_onnx(metadata: OnnxMetadata = METADATA, tail: str = "argmax") -> onnx.ModelProto:
+def tiny_onnx(passport: Passport = METADATA, tail: str = "argmax") -> onnx.ModelProto:
     """images [batch, 3, 8, 12] -> Conv 3x3, Relu, Conv 1x1 -> ids uint8, or logits float32."""
     nodes = [
         helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"], "first", pads=[1, 1, 1, 1]),
@@ -96,7 +98,7 @@ def tiny_onnx(metadata: OnnxMetadata = METADATA, tail: str = "argmax") -> onnx.M
         ir_version=10,
     )
     onnx.checker.check_model(model)
-    embed_metadata(model, metadata)
+    embed_passport(model, passport)
     return model
 
 
@@ -104,14 +106,14 @@ def images(batch: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     return {"images": np.random.default_rng(seed).standard_normal((batch, 3, HEIGHT, WIDTH), dtype=np.float32)}
 
 
-def engine_config(root: Path, *overrides: str) -> schema.EngineConfig:
+def engine_config(root: Path, *overrides: str) -> EngineConfig:
     """conf/engine.yaml as a stage sees it, with quick benchmark settings."""
     quick = ["benchmark.batches=[1,2]", "benchmark.warmup_s=0.01", "benchmark.warmup_max_s=0.05"]
     quick += ["benchmark.measure_s=0.02", "benchmark.images=3"]
-    schema.register()
+    register()
     with initialize_config_dir(version_base="1.3", config_dir=str(root / "conf")):
         config = OmegaConf.to_object(compose("engine", [f"variant={VARIANT}", *quick, *overrides]))
-    assert isinstance(config, schema.EngineConfig)
+    assert isinstance(config, EngineConfig)
     return config
 
 
@@ -135,10 +137,10 @@ def write_dataset(count: int = 5) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def write_typed(config: schema.EngineConfig, **changes: Any) -> Path:
-    """The typed.onnx of `config`, with changed metadata."""
+def write_typed(config: EngineConfig, **changes: Any) -> Path:
+    """The typed.onnx of `config`, with changed passport."""
     target = Path("models", config.variant, config.target.name, config.precision.name, "typed.onnx")
-    metadata = replace(METADATA, **changes)
+    passport = replace(METADATA, **changes)
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_onnx(tiny_onnx(metadata), target)
+    save_onnx(tiny_onnx(passport), target)
     return target

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segforge import config as schema
 from segforge import layout
+from segforge.config.network import Backbone, Model, NetworkConfig
+from segforge.config.recipe import Dataset, Input, Recipe, Training
 from segforge.files import sha256_file, write_json
 
 VOID = 255
@@ -38,12 +39,11 @@ def make_data(root: Path, counts: dict[str, int] | None = None, size: tuple[int,
             samples["classification"][split].append({**row, "label": which})
     classes = {"semantic": ["ground", "green", "blue"], "classification": ["none", "green", "blue"]}
     write_json(
-        folder / "index.json",
-        {"name": "tiny", "void": VOID, "colours": [], "classes": classes, "samples": samples},
+        folder / "index.json", {"name": "tiny", "void": VOID, "colours": [], "classes": classes, "samples": samples}
     )
 
 
-def tiny_config(task: str = "semantic", **training: object) -> schema.NetworkConfig:
+def tiny_config(task: str = "semantic", **training: object) -> NetworkConfig:
     """A config that trains on `tiny` in a second or two."""
     model, backbone = {
         "semantic": ("deeplabv3plus", "mobilenet_v2"),
@@ -51,18 +51,18 @@ def tiny_config(task: str = "semantic", **training: object) -> schema.NetworkCon
     }[task]
     variant = f"{model}-{backbone}-tiny"
     settings = {"epochs": 2, "batch": 4, "lr": 0.002, "ema_decay": 0.9, **training}
-    recipe = schema.Recipe(
+    recipe = Recipe(
         name=variant,
-        input=schema.Input(height=32, width=48),
-        training=schema.Training(**settings),  # type: ignore[arg-type]
+        input=Input(height=32, width=48),
+        training=Training(**settings),  # type: ignore[arg-type]
     )
     names = {"semantic": ["ground", "green", "blue"], "classification": ["none", "green", "blue"]}
-    return schema.NetworkConfig(
+    return NetworkConfig(
         variant=variant,
         train_on="cpu",
-        model=schema.Model(model, task),
-        backbone=schema.Backbone(backbone),
-        dataset=schema.Dataset(
+        model=Model(model, task),
+        backbone=Backbone(backbone),
+        dataset=Dataset(
             name="tiny", tasks=["semantic", "classification"], classes=names, void=VOID, height=32, width=48
         ),
         recipe=recipe,

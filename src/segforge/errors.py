@@ -1,7 +1,9 @@
 """Errors that a user can mend: what was wrong, what was expected, what to type next."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+SHOWN = 5  # of a long list
 
 
 class SegforgeError(Exception):
@@ -11,12 +13,8 @@ class SegforgeError(Exception):
     """
 
     def __init__(self, problem: str, *, expected: str = "", hint: str = "") -> None:
-        lines = [problem]
-        if expected:
-            lines.append(f"expected: {expected}")
-        if hint:
-            lines.append(f"try: {hint}")
-        super().__init__("\n  ".join(lines))
+        lines = (problem, expected and f"expected: {expected}", hint and f"try: {hint}")
+        super().__init__("\n  ".join(line for line in lines if line))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, hint: str = "") -> SegforgeError:
@@ -30,8 +28,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, hint: str = "") 
 
 def missing_extra(package: str, extra: str, purpose: str) -> SegforgeError:
     """The error for an optional package that is not installed; names the extra that brings it."""
-    return SegforgeError(
-        f"{package} is not installed, and {purpose} needs it",
-        expected=f"the extra {extra!r}",
-        hint=f"pip install 'segforge[{extra}]'",
-    )
+    problem, hint = f"{package} is not installed, and {purpose} needs it", f"pip install 'segforge[{extra}]'"
+    return SegforgeError(problem, expected=f"the extra {extra!r}", hint=hint)
+
+
+def few(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few of a long list, and how many more there are."""
+    shown, more = separator.join(names[:SHOWN]), len(names) - SHOWN
+    before = " " if separator == ", " else separator
+    return f"{shown}{before}and {more} more" if more > 0 else shown

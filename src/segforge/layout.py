@@ -3,15 +3,16 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segforge.errors import SegforgeError
+from segforge.files import read_json
 
 DATA = Path("data")
 MODELS = Path("models")
 METRICS = Path("metrics")
 
-MACHINE = MODELS / "machine.json"
-CEILINGS = MODELS / "ceilings.json"
+MACHINES = MODELS / "machines"  # what probe writes
 DOWNLOADS = DATA / ".downloads"  # by sha256; shared by data sets and weights, never a stage's output
 REPORT = METRICS / "report" / "report.html"
 FIGURES = METRICS / "report" / "figures.csv"
@@ -22,11 +23,23 @@ SCORE_PLOT = METRICS / "report" / "scores.csv"
 def require_root() -> None:
     """Raise unless the current folder is the project's root: artifacts have one place only."""
     if not Path("conf", "network.yaml").is_file():
-        raise SegforgeError(
-            f"{os.getcwd()} is not the project's root",
-            expected="the folder that holds conf/ and dvc.yaml",
-            hint="cd to the clone, then run the same command",
-        )
+        problem, expected = f"{os.getcwd()} is not the project's root", "the folder that holds conf/ and dvc.yaml"
+        raise SegforgeError(problem, expected=expected, hint="cd to the clone, then run the same command")
+
+
+def machine(device: str) -> Path:
+    """What a device is: the facts that its engines depend on."""
+    return MACHINES / f"{device}.json"
+
+
+def installed(runtime: str) -> Path:
+    """The versions of the packages that engines of a runtime depend on."""
+    return MACHINES / "runtimes" / f"{runtime}.json"
+
+
+def ceilings(device: str) -> Path:
+    """What a device can do at most."""
+    return MODELS / "ceilings" / f"{device}.json"
 
 
 def dataset(name: str) -> Path:
@@ -105,6 +118,13 @@ class EnginePaths:
     @property
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest of the built engine; raises `SegforgeError` when there is none, or a damaged one."""
+        manifest = read_json(self.manifest, made_by=self.command("build"))
+        if not isinstance(manifest, dict):
+            raise SegforgeError(f"{self.manifest} is no manifest", hint=self.command("build"))
+        return manifest
 
     def command(self, stage: str) -> str:
         """What to type to run an engine-half stage for this engine."""

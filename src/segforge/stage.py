@@ -1,4 +1,4 @@
-"""What every stage script shares: compose conf/, check it, run one function, report errors plainly."""
+"""What starts every program in stages/: compose conf/, check it, run one function, report errors plainly."""
 
 import errno
 import gc
@@ -8,32 +8,21 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from segforge import config as schema
 from segforge import layout
+from segforge.config.compose import GROUPS, SCHEMAS, register
+from segforge.config.rules import known_names
 from segforge.errors import SegforgeError
 
-GROUPS = {
-    "network": ("model", "backbone", "dataset", "recipe", "export"),
-    "engine": ("precision", "target", "benchmark"),
-    "dataset": ("dataset", "recipe"),
-    "machine": (),
-}
-CHECKS: dict[str, Callable[[Any], None]] = {
-    "network": schema.check_network,
-    "engine": schema.check_engine,
-    "dataset": schema.check_dataset,
-}
 
+def run_stage(work: Callable[[Any], None]) -> None:
+    """Compose the primary config that `work` takes with the command line, check it, and hand it over.
 
-def run_stage(config_name: str, work: Callable[[Any], None]) -> None:
-    """Compose `conf/<config_name>.yaml` with the command line and hand the checked config to `work`.
-
-    `work` receives an instance of the schema's dataclass. Exits with 1 and one message on a
+    The annotation of `work`'s one parameter, a class of `SCHEMAS`, says which it is. Exits with 1 and one message on a
     `SegforgeError`, a full disk or another operating-system error, with 130 on Ctrl-C; prints a
     traceback only with HYDRA_FULL_ERROR=1.
     """
@@ -42,17 +31,19 @@ def run_stage(config_name: str, work: Callable[[Any], None]) -> None:
     gc.set_threshold(100_000)
     # SIGTERM unwinds like Ctrl-C, so that temporary files beside the targets are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    (taken,) = (kind for name, kind in get_type_hints(work).items() if name != "return")
+    config_name = next(name for name, kind in SCHEMAS.items() if kind is taken)
     composed = False
 
     def task(config: DictConfig) -> None:
         nonlocal composed
         composed = True
-        _guard(lambda: work(_checked(config_name, config)))
+        _guard(lambda: work(_checked(config)))
 
     _guard(layout.require_root)
     if config_name == "engine":
         _guard(_refuse_network_words)
-    schema.register()
+    register()
     try:
         hydra.main(version_base="1.3", config_path=str(Path("conf").resolve()), config_name=config_name)(task)()
     except SystemExit as stop:
@@ -61,10 +52,9 @@ def run_stage(config_name: str, work: Callable[[Any], None]) -> None:
         raise
 
 
-def _checked(config_name: str, config: DictConfig) -> Any:
-    checked = OmegaConf.to_object(config)
-    if config_name in CHECKS:
-        CHECKS[config_name](checked)
+def _checked(config: DictConfig) -> Any:
+    checked: Any = OmegaConf.to_object(config)
+    checked.check()
     return checked
 
 
@@ -88,21 +78,13 @@ def _guard(work: Callable[[], None]) -> None:
 def _refuse_network_words() -> None:
     """`model=` and its like mean something only to the model half; say what to type instead."""
     words = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    given = [group for group in ("model", "backbone", "dataset") if group in words]
-    if given:
-        parts = [words.get(group, f"<{group}>") for group in ("model", "backbone", "dataset")]
-        raise SegforgeError(
-            f"{', '.join(f'{group}=' for group in given)} belong to the model half",
-            expected="variant=<model>-<backbone>-<dataset>: this stage knows only the ONNX file",
-            hint=f"variant={'-'.join(parts)}",
-        )
+    groups = ("model", "backbone", "dataset")
+    if given := [f"{group}=" for group in groups if group in words]:
+        expected = "variant=<model>-<backbone>-<dataset>: this stage knows only the ONNX file"
+        hint = "variant=" + "-".join(words.get(group, f"<{group}>") for group in groups)
+        raise SegforgeError(f"{', '.join(given)} belong to the model half", expected=expected, hint=hint)
 
 
 def _known_names(config_name: str) -> str:
-    lines = ["known names:"]
-    for group in GROUPS[config_name]:
-        names = sorted(path.stem for path in Path("conf", group).glob("*.yaml"))
-        lines.append(f"  {group}: {', '.join(names)}")
-    script = Path(sys.argv[0]).name
-    lines.append(f"try: python stages/{script} --help")
-    return "\n".join(lines)
+    lines = [f"  {group}: {', '.join(known_names(group))}" for group in GROUPS[config_name]]
+    return "\n".join(["known names:", *lines, f"try: python stages/{Path(sys.argv[0]).name} --help"])

@@ -10,12 +10,13 @@ import torch
 from tiny_engine import metadata_at
 from torch.nn import functional as F
 
-from segforge.architectures import build_network, registry
-from segforge.architectures.weights import load_network_weights
+from segforge.architectures import architecture_of
+from segforge.architectures.core.base import build_network
+from segforge.architectures.core.weights import load_network_weights
+from segforge.conversion.convert import convert
 from segforge.errors import SegforgeError
-from segforge.onnx.export import convert
-from segforge.onnx.metadata import embed_metadata, save_onnx
-from segforge.runtimes import onnx_runner
+from segforge.graph.file import embed_passport, save_onnx
+from segforge.runtimes.core.onnx import OnnxRunner
 
 CLASSES = 6
 Weights = dict[str, torch.Tensor]
@@ -227,7 +228,7 @@ Forward = Callable[[Plain, torch.Tensor], list[torch.Tensor]]
 def test_published_weights_give_the_published_outputs(
     backbone: str, published: Callable[[], Weights], forward: Forward
 ) -> None:
-    weights, architecture = published(), registry["bisenet_coincheung"]
+    weights, architecture = published(), architecture_of("bisenet_coincheung")
     network = build_network("bisenet_coincheung", backbone, classes=CLASSES, options={}).eval()
     assert set(architecture.convert(network, weights)) == set(network.state_dict())
     assert load_network_weights(network, architecture, weights, CLASSES) == []
@@ -252,7 +253,7 @@ def test_weights_without_the_auxiliary_heads_do(
 ) -> None:
     weights = {k: v for k, v in published().items() if not k.startswith(("aux", "conv_out16", "conv_out32"))}
     network = build_network("bisenet_coincheung", backbone, classes=CLASSES, options={}).eval()
-    left = load_network_weights(network, registry["bisenet_coincheung"], weights, CLASSES)
+    left = load_network_weights(network, architecture_of("bisenet_coincheung"), weights, CLASSES)
     assert left
     assert all(key.startswith("auxiliary_head.") for key in left)
     said = capsys.readouterr()
@@ -269,16 +270,16 @@ def test_onnx_runtime_gives_pytorchs_class_ids(
     backbone: str, published: Callable[[], Weights], forward: Forward, tmp_path: Path
 ) -> None:
     height, width, name = 64, 96, "bisenet_coincheung"
-    described = metadata_at(CLASSES, height, width, model=name, architecture=name, backbone=backbone)
+    described = metadata_at(CLASSES, height, width, model=name, family=name, backbone=backbone)
     network = build_network(name, backbone, classes=CLASSES, options={})
-    load_network_weights(network, registry[name], published(), CLASSES)
+    load_network_weights(network, architecture_of(name), published(), CLASSES)
     model = convert(network, described)
-    embed_metadata(model, described)
+    embed_passport(model, described)
     save_onnx(model, tmp_path / "model.onnx")
     images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
         expected = upsampled(network.eval()(images), 8).argmax(1).numpy()
-    with onnx_runner(tmp_path / "model.onnx") as runner:
+    with OnnxRunner(tmp_path / "model.onnx") as runner:
         found = runner.run({"images": images.numpy()})["ids"]
     assert len(np.unique(expected)) > 1
     assert (found == expected).mean() >= 0.999
@@ -287,7 +288,7 @@ def test_onnx_runtime_gives_pytorchs_class_ids(
 def test_one_version_does_not_take_the_others_weights() -> None:
     network = build_network("bisenet_coincheung", "bisenetv2", classes=CLASSES, options={})
     with pytest.raises(SegforgeError, match="do not fit"):
-        load_network_weights(network, registry["bisenet_coincheung"], v1_weights(), CLASSES)
+        load_network_weights(network, architecture_of("bisenet_coincheung"), v1_weights(), CLASSES)
 
 
 def test_in_training_every_parameter_learns() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segforge.architectures import build_network, registry
+from segforge.architectures import architecture_of
+from segforge.architectures.core.base import build_network
 from segforge.errors import SegforgeError
 from segforge.layout import VariantPaths
 
@@ -127,7 +128,7 @@ def test_any_input_size() -> None:
 
 def test_builds_in_silence() -> None:
     code = (
-        "from segforge.architectures import build_network\n"
+        "from segforge.architectures.core.base import build_network\n"
         f"build_network('mmseg', 'own', classes=2, options={{'config': {V1!r}}})"
     )
     done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
@@ -164,4 +165,4 @@ def test_without_mmsegmentation_the_extra_is_named(monkeypatch: pytest.MonkeyPat
 
 def test_weights_of_the_other_bisenet_are_refused() -> None:
     with pytest.raises(SegforgeError, match="model=bisenet_coincheung"):
-        registry["mmseg"].convert(torch.nn.Identity(), {"cp.resnet.conv1.weight": torch.zeros(1)})
+        architecture_of("mmseg").convert(torch.nn.Identity(), {"cp.resnet.conv1.weight": torch.zeros(1)})

@@ -4,15 +4,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_engine import metadata_at
 from torch.nn import functional
 
-from segforge.architectures import build_network, registry, wrap_for_inference
+from segforge.architectures import FAMILIES, architecture_of
+from segforge.architectures.core.base import build_network
+from segforge.architectures.core.inference import InferenceNetwork
 from segforge.errors import SegforgeError
 
 # mmseg needs a config and panopticfcn its things: test_mmseg and test_panopticfcn build them.
-PLAIN = sorted(registry.keys() - {"mmseg", "panopticfcn"})
+PLAIN = sorted({*FAMILIES} - {"mmseg", "panopticfcn"})
 STRIDES = {"bisenet_coincheung": 8, "deeplabv3plus": 4}  # of the logits
-PAIRS = [(model, backbone) for model in PLAIN for backbone in registry[model].backbones]
+PAIRS = [(model, backbone) for model in PLAIN for backbone in architecture_of(model).backbones]
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
 
 
@@ -24,7 +27,7 @@ def test_builds_and_gives_logits_of_low_resolution(model: str, backbone: str) ->
     assert logits.shape[:2] == (2, 7)
     if model in STRIDES:
         assert logits.shape[2:] == (64 // STRIDES[model], 96 // STRIDES[model])
-    part = registry[model].backbone_part
+    part = architecture_of(model).backbone_part
     assert any(name.startswith(f"{part}.") for name, _ in network.named_parameters())
     assert any(not name.startswith(f"{part}.") for name, _ in network.named_parameters())
 
@@ -84,8 +87,9 @@ def test_wrapped_equals_plain_operations(layout: str, tail: str) -> None:
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     normalised = (pixels.permute(0, 3, 1, 2).double() - mean) / std
     images = pixels if layout == "nhwc_uint8" else normalised.float()
+    passport = metadata_at(5, 33, 47, tail=tail, input_layout=layout, mean=MEAN, std=STD)
     with torch.inference_mode():
-        got = wrap_for_inference(network, "semantic", tail, 33, 47, layout, MEAN, STD)(images)
+        got = InferenceNetwork(network, passport)(images)
         logits = functional.interpolate(network(normalised.float()), (33, 47), mode="bilinear", align_corners=False)
     if tail == "logits":
         torch.testing.assert_close(got, logits, rtol=1e-5, atol=1e-5)
@@ -96,7 +100,7 @@ def test_wrapped_equals_plain_operations(layout: str, tail: str) -> None:
 
 def test_classification_gives_logits_whatever_the_tail() -> None:
     network = build_network("classifier", "mobilenet_v3_small", classes=4, options={})
-    wrapped = wrap_for_inference(network, "classification", "argmax", 0, 0, "nchw_float32", MEAN, STD)
+    wrapped = InferenceNetwork(network, metadata_at(4, 0, 0, task="classification", tail="argmax", mean=MEAN, std=STD))
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
         got = wrapped(images)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segforge.architectures import build_network, registry
-from segforge.architectures.deformable import DeformableConv
+from segforge.architectures import architecture_of
+from segforge.architectures.core.base import build_network
+from segforge.architectures.core.deformable import DeformableConv
+from segforge.architectures.core.detectron2_keys import from_detectron2
 from segforge.architectures.panopticfcn import SMOOTHING, PanopticFCN, Predictions
-from segforge.architectures.panopticfcn_keys import from_detectron2
 from segforge.errors import SegforgeError
 
 THINGS = [1, 3, 4]
@@ -184,11 +185,9 @@ def detectron2_keys(net: PanopticFCN, deform: bool) -> dict[str, torch.Tensor]:
                 new = f"{stages[words[0]]}.{words[1]}.{kind}{norm}.{words[-1]}"
             new = f"backbone.bottom_up.{new}"
         elif part == "fpn":
-            new = (
-                f"backbone.top_block.{rest}"
-                if words[0] in ("p6", "p7")
-                else f"backbone.fpn_{words[0]}{int(words[1]) + 2}.{words[2]}"
-            )
+            kind = {"inner_blocks": "lateral", "layer_blocks": "output"}.get(words[0])
+            level = f"fpn_{kind}{int(words[1]) + 2}" if kind else f"top_block.{words[1]}"
+            new = f"backbone.{level}.{words[-1]}"
         elif part == "semantic_fpn":
             level, number, inner = int(words[1]), int(words[2]), words[3]
             at = number * (2 if level else 1)
@@ -226,7 +225,7 @@ def test_every_key_of_the_original_project_finds_its_place(deform: bool) -> None
     wanted = {k: v for k, v in built.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert renamed.keys() == wanted.keys()
     assert all(torch.equal(renamed[key], wanted[key]) for key in wanted)
-    assert registry["panopticfcn"].convert(built, wanted) is wanted  # its own keys stay as they are
+    assert architecture_of("panopticfcn").convert(built, wanted) is wanted  # its own keys stay as they are
 
 
 def test_stride_in_1x1_moves_the_stride_and_nothing_else() -> None:

@@ -4,6 +4,7 @@ import collections
 import datetime
 import os
 import pickle
+import pickletools
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +17,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from segforge.architectures import Architecture, build_network, load_backbone_weights, read_state_dict
-from segforge.architectures.weights import load_network_weights
+from segforge.architectures.core.base import Architecture, build_network
+from segforge.architectures.core.weights import load_backbone_weights, load_network_weights, read_state_dict
 from segforge.errors import SegforgeError
 
 
@@ -73,11 +74,12 @@ FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"]
     ("function", "arguments"),
     [
         (os.mkdir, ("{}",)),
+        (os.system, ("touch '{}'",)),
         (subprocess.Popen, (["touch", "{}"],)),
         (eval, ("open('{}', 'w')",)),
         (exec, ("open('{}', 'w')",)),
     ],
-    ids=["os", "subprocess", "eval", "exec"],
+    ids=["os", "system", "subprocess", "eval", "exec"],
 )
 def test_a_file_that_calls_python_is_refused_and_not_run(
     tmp_path: Path, zipped: bool, function: Callable[..., Any], arguments: tuple[Any, ...]
@@ -108,6 +110,27 @@ def test_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(SegforgeError, match="state dict"):
         read_state_dict(file)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("module", ["os", "posix"])
+def test_a_legacy_file_that_names_a_function_is_refused_wherever_it_does(
+    tmp_path: Path, module: str, place: int
+) -> None:
+    """Even where nothing calls it: in any of the five pickles at the head of a file from before the zip format."""
+    file = tmp_path / "weights.pth"
+    torch.save({"a": torch.arange(3)}, file, _use_new_zipfile_serialization=False)
+    whole, ends = file.read_bytes(), [0]
+    with file.open("rb") as head:
+        for _ in range(5):
+            assert list(pickletools.genops(head))
+            ends.append(head.tell())
+    assert torch.equal(read_state_dict(file)["a"], torch.arange(3))
+    at = ends[place] + 2  # behind the protocol
+    assert whole[ends[place] : at] == b"\x80\x02"
+    file.write_bytes(whole[:at] + f"c{module}\nsystem\n0".encode() + whole[at:])
+    with pytest.raises(SegforgeError, match=rf"it names {module}\.system of Python's own library"):
+        read_state_dict(file)
 
 
 RAN: list[str] = []

@@ -43,7 +43,14 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
             ["model=deeplabv3plus"],
             ["belong to the model half", "variant=deeplabv3plus-<backbone>-<dataset>"],
         ),
-        ("build", [f"variant={DEEPLAB}"], ["machine.json is missing", "stages/probe.py"]),
+        ("build", [f"variant={DEEPLAB}"], ["models/machines/cpu.json is missing", "stages/probe.py"]),
+        ("ceilings", ["device=tpu"], ["tpu", "known names", "device: cpu, h100, h200"]),
+        ("ceilings", [], ["models/machines/cpu.json is missing", "stages/probe.py"]),
+        (
+            "ceilings",
+            ["device=h200"],
+            ["device 'h200' is not here: no NVIDIA GPU", "a gpu with name H200, sm 9.0", "conf/device/h200.yaml"],
+        ),
         ("export", [], ["stages/train.py"]),
         ("quantize", [f"variant={DEEPLAB}"], ["simplified.onnx is missing", "stages/simplify.py"]),
         ("evaluate", [f"variant={DEEPLAB}"], ["is missing"]),
@@ -58,7 +65,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 )
 def test_bad_input_is_named(script: str, overrides: list[str], words: list[str], stage: Stage, project: Path) -> None:
     before = sorted(p for p in project.rglob("*") if p.is_file())
-    refused(stage(script, *overrides, SEGFORGE_MIRROR=""), *words)
+    refused(stage(script, *overrides, SEGFORGE_MIRROR="", CUDA_VISIBLE_DEVICES=""), *words)
     left = [p for p in project.rglob("*") if p.is_file() and p not in before and "__pycache__" not in p.parts]
     assert not left, "a refused command leaves nothing behind"
 
@@ -76,8 +83,14 @@ def test_another_folder_is_named(stage: Stage, project: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_file(stage: Stage, project: Path) -> None:
     """A limit on the size of files stands for the disk: the write fails in the middle, as it would there."""
+
+    def written() -> dict[str, bytes]:
+        folder = project / "models"
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
     assert stage("probe").returncode == 0
-    before = (project / "models" / "machine.json").read_bytes()
+    before = written()
+    assert {"machines/cpu.json", "machines/runtimes/onnxruntime.json"} <= before.keys()
     script = (project / "stages" / "probe.py").read_text()
     limit = (
         "import resource, signal\n"
@@ -87,5 +100,4 @@ def test_a_full_disk_leaves_the_old_file(stage: Stage, project: Path) -> None:
     head, _, tail = script.partition('if __name__ == "__main__":')
     (project / "stages" / "probe.py").write_text(f'{head}{limit}if __name__ == "__main__":{tail}')
     refused(stage("probe"), "File too large")
-    assert (project / "models" / "machine.json").read_bytes() == before
-    assert [p.name for p in (project / "models").iterdir()] == ["machine.json"]
+    assert written() == before

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
 from omegaconf import OmegaConf
 
-from segforge import config as schema
+from segforge.config.engine import EngineConfig
+from segforge.config.network import NetworkConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG_OF_STAGE = {
@@ -46,10 +49,10 @@ def test_a_stage_command_composes(command: str, composed: Callable[..., Any], mo
     stage = Path(words[0]).stem
     assert (ROOT / words[0]).is_file()
     plain = OmegaConf.to_object(composed(CONFIG_OF_STAGE[stage], words[1:]))
-    if isinstance(plain, schema.NetworkConfig):
-        schema.check_network(plain)
-    if isinstance(plain, schema.EngineConfig):
-        schema.check_engine(plain)
+    if isinstance(plain, NetworkConfig):
+        plain.check()
+    if isinstance(plain, EngineConfig):
+        plain.check()
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])
@@ -57,6 +60,25 @@ def test_a_make_verb_exists(command: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
     verb = next(w for w in shlex.split(command)[1:] if "=" not in w)
     assert re.search(rf"^{verb}:.*##", makefile, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("word", re.findall(r"dvc exp run -S '([^']+)'", (ROOT / "README.md").read_text()))
+def test_an_experiment_sets_what_there_is(word: str, project: Path) -> None:
+    """DVC refuses a key that is not in the file, unless `+` says that it is new."""
+    path, _, override = word.partition(":")
+    assert (project / path).is_file()
+    apply_overrides(project / path, [override])
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if re.match(r"(\w+=\S+ )*dvc repro \S", c)])
+def test_a_stage_that_dvc_is_told_to_run_exists(command: str) -> None:
+    words = shlex.split(command)
+    for target in words[words.index("repro") + 1 :]:
+        file, _, name = target.rpartition(":")
+        verb, _, key = name.partition("@")
+        stage = yaml.safe_load((ROOT / file).read_text())["stages"][verb]
+        rows = yaml.safe_load((ROOT / "params.yaml").read_text())[stage["foreach"].strip("${}")]
+        assert key in rows
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)]+)\)", (ROOT / "README.md").read_text()))

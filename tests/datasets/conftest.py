@@ -9,30 +9,30 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from segforge import config as schema
+from segforge.config.recipe import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def dataset() -> Callable[..., schema.Dataset]:
+def dataset() -> Callable[..., Dataset]:
     """conf/dataset/<name>.yaml as the stages see it, with changes: `dataset("camvid", folder="…")`."""
 
-    def run(name: str, **changes: Any) -> schema.Dataset:
+    def run(name: str, **changes: Any) -> Dataset:
         raw = OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml")
-        merged = OmegaConf.merge(OmegaConf.structured(schema.Dataset), raw, OmegaConf.create(changes))
+        merged = OmegaConf.merge(OmegaConf.structured(Dataset), raw, OmegaConf.create(changes))
         built = OmegaConf.to_object(merged)
-        assert isinstance(built, schema.Dataset)
+        assert isinstance(built, Dataset)
         return built
 
     return run
 
 
 @pytest.fixture
-def small_shapes(dataset: Callable[..., schema.Dataset]) -> Callable[..., schema.Dataset]:
+def small_shapes(dataset: Callable[..., Dataset]) -> Callable[..., Dataset]:
     """`shapes` with a few images per split."""
 
-    def run(**options: Any) -> schema.Dataset:
+    def run(**options: Any) -> Dataset:
         counts = {"scenes": {"train": 24, "val": 2, "test": 3}, "objects": {"train": 20, "val": 5, "test": 5}}
         return dataset("shapes", options=counts | options)
 

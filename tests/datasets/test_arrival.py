@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from refusal import refused
 
-from segforge.config import Dataset
-from segforge.datasets import make_dataset
-from segforge.datasets.base import load_index, read_image, read_label_ids
-from segforge.datasets.checks import match_pairs
+from segforge.config.recipe import Dataset
+from segforge.datasets.arrival.checks import match_pairs
+from segforge.datasets.arrival.make import make_dataset
+from segforge.datasets.core.images import read_image, read_label_ids
+from segforge.datasets.core.index import load_index
 from segforge.errors import SegforgeError
 from segforge.files import sha256_file
 

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from refusal import refused
 
-from segforge.config import Dataset
-from segforge.datasets import make_dataset
-from segforge.datasets.base import Segment, load_index, read_label_ids
-from segforge.datasets.panoptic import instance_map, read_panoptic, semantic_of
+from segforge.config.recipe import Dataset
+from segforge.datasets.arrival.make import make_dataset
+from segforge.datasets.core.images import read_label_ids
+from segforge.datasets.core.index import Segment, load_index
+from segforge.datasets.core.panoptic import instance_map, read_panoptic, semantic_of
 from segforge.errors import SegforgeError
 
 Make = Callable[..., Dataset]

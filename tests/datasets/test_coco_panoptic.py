@@ -12,10 +12,16 @@ import pytest
 from PIL import Image
 from refusal import refused
 
-from segforge.config import Dataset
-from segforge.datasets import make_dataset
-from segforge.datasets.base import Segment, load_index
-from segforge.datasets.panoptic import instance_map, read_panoptic, read_segment_ids, semantic_of, write_segment_ids
+from segforge.config.recipe import Dataset
+from segforge.datasets.arrival.make import make_dataset
+from segforge.datasets.core.index import Segment, load_index
+from segforge.datasets.core.panoptic import (
+    instance_map,
+    read_panoptic,
+    read_segment_ids,
+    semantic_of,
+    write_segment_ids,
+)
 from segforge.files import sha256_file
 
 Make = Callable[..., Dataset]
@@ -160,7 +166,7 @@ def test_archives_may_hold_one_folder_each(
     assert sorted(p.name for p in Path("data/coco_panoptic/COCO").iterdir()) == sorted(row["name"] for row in archives)
 
 
-def test_another_data_set_may_have_the_layout(coco: Callable[..., Dataset], copy: Path) -> None:
+def test_another_data_set_may_have_the_format(coco: Callable[..., Dataset], copy: Path) -> None:
     few = [{"id": 9, "name": "cat", "isthing": 1}, {"id": 4, "name": "lawn", "isthing": 0}]
 
     def change(raw: dict[str, Any]) -> None:
@@ -172,11 +178,11 @@ def test_another_data_set_may_have_the_layout(coco: Callable[..., Dataset], copy
     for name in ("train2017", "val2017"):
         edit(copy, name, change)
     mine = {"classes": {"panoptic": ["cat", "lawn"]}, "things": ["cat"]}
-    coco("pets", layout="coco_panoptic", **mine)
+    coco("pets", format="coco_panoptic", **mine)
     kinds = {s.id: s.category for s in load_index("pets").split("panoptic", "train")[0].segments}
     assert (kinds[7], kinds[3226956 + 139]) == (0, 1)
     shutil.rmtree("data")
-    refused(lambda: coco("pets", layout="coco", **mine), "unknown dataset.layout 'coco'", "coco_panoptic")
+    refused(lambda: coco("pets", format="coco", **mine), "unknown dataset.format 'coco'", "coco_panoptic")
 
 
 @pytest.mark.parametrize(

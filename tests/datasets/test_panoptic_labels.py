@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from segforge.datasets.base import INSTANCES, Sample, Segment, load_index
-from segforge.datasets.panoptic import (
+from segforge.datasets.core.index import INSTANCES, Sample, Segment, load_index
+from segforge.datasets.core.panoptic import (
     LARGEST_ID,
     PanopticMap,
     describe_segments,

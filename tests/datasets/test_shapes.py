@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segforge.config import Dataset, DatasetConfig, check_dataset
-from segforge.datasets import make_dataset
-from segforge.datasets.base import load_index, read_image, read_label_ids
-from segforge.datasets.checks import hash_labels
+from segforge.config.network import DatasetConfig
+from segforge.config.recipe import Dataset
+from segforge.datasets import shapes
+from segforge.datasets.arrival.checks import hash_labels
+from segforge.datasets.arrival.make import make_dataset
+from segforge.datasets.core.images import read_image, read_label_ids
+from segforge.datasets.core.index import load_index
 from segforge.errors import SegforgeError
 from segforge.files import sha256_file
 
@@ -167,37 +171,35 @@ def test_one_task_alone_may_be_asked_for(work: Path, small_shapes: Make, task: s
 )
 def test_a_config_that_cannot_be_served_is_refused(dataset: Make, name: str, changes: dict, said: str) -> None:
     with pytest.raises(SegforgeError, match=said):
-        check_dataset(DatasetConfig(dataset(name, **changes)))
+        DatasetConfig(dataset(name, **changes)).check()
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("conf/dataset/*.yaml")), ids=lambda p: p.stem)
 def test_every_config_can_be_served(dataset: Make, path: Path) -> None:
-    check_dataset(DatasetConfig(dataset(path.stem)))
+    DatasetConfig(dataset(path.stem)).check()
 
 
 def test_an_image_folder_may_name_its_classes_itself(dataset: Make) -> None:
-    check_dataset(DatasetConfig(dataset("image_folder", classes={"classification": []})))
+    DatasetConfig(dataset("image_folder", classes={"classification": []})).check()
 
 
 def test_unknown_name_lists_the_known_ones(work: Path, dataset: Make) -> None:
-    config = dataset("shapes")
-    config.name = "shape"
-    with pytest.raises(SegforgeError, match=r"unknown dataset 'shape'(.|\n)*camvid, (.*, )?image_folder, shapes"):
+    config = replace(dataset("shapes"), name="shape", format="")
+    known = r"unknown dataset.format 'shape'(.|\n)*camvid, (.*, )?image_folder, shapes(.|\n)*dataset.format=shapes"
+    with pytest.raises(SegforgeError, match=known):
         make_dataset(config)
 
 
 def test_a_panoptic_label_that_disagrees_with_its_json_is_named(
     work: Path, small_shapes: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segforge.datasets import registry
-
-    maker = registry["shapes"]
+    maker = shapes.make
 
     def spoilt(config: Dataset, folder: Path) -> object:
         samples = maker(config, folder)
         Image.new("RGB", (160, 128), (7, 7, 7)).save(folder / "panoptic_val" / "00001.png")
         return samples
 
-    monkeypatch.setitem(registry, "shapes", spoilt)
+    monkeypatch.setattr(shapes, "make", spoilt)
     with pytest.raises(SegforgeError, match=r"panoptic_val/00001.png: .*\[460551\] in the PNG only"):
         make_dataset(small_shapes())

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from segforge.report import plots
 from segforge.report.plots import Series
-from segforge.report.table import text_table
+from segforge.terminal import table
 
+MARKS = ("circle", "square", "diamond", "triangle")
 values = st.floats(0.001, 1000, allow_nan=False)
 
 
@@ -44,5 +45,19 @@ def test_every_chart_is_well_formed_and_names_its_engines(points):
 
 
 def test_a_table_is_aligned():
-    text = text_table(["name", "score"], [["a", "0.5"], ["longer", "-"]])
-    assert text == "name    score\n------  -----\na         0.5\nlonger      -"
+    text = table(["name", "score"], [["a", "0.5"], ["longer", "-"]])
+    assert text == "name      score\n------  -------\na           0.5\nlonger        -"
+    text = table(["step", "batch", "loss", "times"], [["1.50", "-", "+0.0100", "2.00x"], ["10", "8", "-0.2000", ""]])
+    assert text.splitlines()[2:] == ["  1.50        -  +0.0100    2.00x", "    10        8  -0.2000"], (
+        "as they are given"
+    )
+    assert table(["name"], []).split() == ["name", "------"]
+
+
+def test_a_precision_is_told_by_its_mark_and_its_dash():
+    def chart(mark, dash):
+        return str(plots.latency_against_batch([Series("torch", "any", [(1, 2.0), (8, 9.0)], mark, dash)]))
+
+    looks = {(mark, dash): chart(mark, dash) for mark in MARKS for dash in ("", "7 4")}
+    assert len(set(looks.values())) == len(looks)
+    assert all(f'stroke-dasharray="{dash}"' in drawn for (_, dash), drawn in looks.items())

@@ -8,13 +8,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from small_world import CLASSES, COLOURS, HEIGHT, MEAN, STD, VARIANT, WIDTH
 
-from segforge.datasets.base import read_label_ids
+from segforge.datasets.core.images import read_label_ids
+from segforge.engines.engine import build_engine
 from segforge.errors import SegforgeError
 from segforge.files import read_csv
+from segforge.graph.file import embed_passport, save_onnx
 from segforge.layout import EnginePaths
-from segforge.onnx.metadata import embed_metadata, save_onnx
-from segforge.report.predict import find_images, predict
-from segforge.runtimes.build import build_engine
+from stages.predict import find_images, predict
 
 
 def flat(path: str, colour: int, size=(WIDTH, HEIGHT)) -> Path:
@@ -131,7 +131,7 @@ def test_a_classifier_gives_a_table(world):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
     kind = {"task": "classification", "tail": "logits", "output_height": 0, "output_width": 0, "colours": []}
-    embed_metadata(model, replace(world.metadata, **kind))
+    embed_passport(model, replace(world.passport, **kind))
     config = world.config()
     typed = EnginePaths(VARIANT, "cpu-onnxruntime", "fp32").typed
     typed.parent.mkdir(parents=True)

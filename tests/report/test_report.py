@@ -4,18 +4,21 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import escape
 from omegaconf import OmegaConf
 from small_world import VARIANT
 
 from segforge import layout
-from segforge.config import MachineConfig
+from segforge.config.engine import MachineConfig
 from segforge.errors import SegforgeError
 from segforge.files import read_csv, read_json, write_csv, write_json
 from segforge.layout import EnginePaths
+from segforge.machine.identity import cpu
 from segforge.report.catalogue import read_catalogue
-from segforge.report.figures import COLUMNS, report, summary
-from segforge.timing.benchmark import COLUMNS as SWEEP
-from segforge.timing.benchmark import LAYER_COLUMNS
+from segforge.report.figures import COLUMNS, summary
+from segforge.timing.figures import COLUMNS as SWEEP
+from stages.benchmark import LAYER_COLUMNS
+from stages.report import report
 
 TARGETS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32"))
 
@@ -77,7 +80,7 @@ def catalogue(world):
     write_json(torch.metrics("evaluate"), read_json(ort.metrics("evaluate"), made_by="") | {"engine_sha256": "t" * 64})
     ledger = read_csv(ort.detail("evaluate", "ledger.csv"), made_by="")
     write_csv(torch.detail("evaluate", "ledger.csv"), list(ledger[0]), ledger)
-    write_csv(torch.detail("evaluate", "classes.csv"), ["class", "iou"], [{"class": c} for c in world.metadata.classes])
+    write_csv(torch.detail("evaluate", "classes.csv"), ["class", "iou"], [{"class": c} for c in world.passport.classes])
     time_it(torch, 8.0)
     time_it(ort, 2.0)
     time_it(EnginePaths(VARIANT, "cpu-onnxruntime", "int8"), 1.0, valid=False)
@@ -138,7 +141,7 @@ def test_a_column_of_the_table_is_one_batch(catalogue, capsys):
     out = capsys.readouterr().out
     torch = next(line for line in out.splitlines() if line.startswith("cpu-torch"))
     assert torch.split()[4:] == ["not", "passed", "8.00", "-", "1.00x", "-", "25.0%", "yes"]
-    assert "p50 ms b1  p50 ms b8  faster b1  faster b8" in out
+    assert "p50 ms b1    p50 ms b8    faster b1    faster b8" in out
     engines = read_catalogue()
     assert [summary(engine, engines)["batches"] for engine in engines] == [[1, 8]] * 4
 
@@ -204,6 +207,14 @@ def test_the_same_inputs_give_the_same_bytes(catalogue):
     first = layout.REPORT.read_bytes()
     report(MachineConfig())
     assert layout.REPORT.read_bytes() == first
+
+
+def test_the_page_names_the_devices_of_the_catalogue_alone(catalogue):
+    write_json(layout.machine("h200"), {"name": "NVIDIA H200", "driver": "580.1"})
+    report(MachineConfig())
+    assert str(escape(cpu()["name"])) in page() and "NVIDIA H200" not in page()
+    for sign, precision in (("●", "fp32"), ("◆", "int8")):
+        assert f"<span>{sign} {precision}</span>" in page()
 
 
 def test_an_engine_that_cannot_be_opened_costs_the_pictures_only(catalogue):

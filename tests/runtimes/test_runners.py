@@ -2,18 +2,25 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_engine
 from tiny_engine import CLASSES, HEIGHT, METADATA, WIDTH, images
 
+from segforge import architectures
 from segforge.errors import SegforgeError
 from segforge.files import sha256_file
-from segforge.onnx.metadata import OnnxMetadata, save_onnx
-from segforge.runtimes import RUNTIMES, onnx_runner, open_runner, runtime_module
-from segforge.runtimes.base import BuildJob, Runner, TensorSpec
+from segforge.graph.file import save_onnx
+from segforge.passport import Passport, TensorSpec
+from segforge.precisions import TYPINGS
+from segforge.runtimes import RUNTIMES, runtime_of
+from segforge.runtimes.core.base import EngineSpec, Runner
+from segforge.runtimes.core.onnx import OnnxRunner
 
 
 @pytest.fixture
@@ -21,27 +28,38 @@ def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny network under the name `tiny` in the registry of architectures."""
     import torch
 
-    from segforge import architectures
+    from segforge.architectures.core.base import Architecture
 
     def build(backbone: str, classes: int) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, classes, 1))
 
-    tiny = architectures.Architecture(build=build, backbones=("none",), backbone_part="0")
-    monkeypatch.setitem(architectures.registry, "tiny", tiny)
+    tiny = SimpleNamespace(ARCHITECTURE=Architecture(build=build, backbones=("none",), backbone_part="0"))
+    monkeypatch.setattr(architectures, "FAMILIES", (*architectures.FAMILIES, "tiny"))
+    monkeypatch.setitem(sys.modules, "segforge.architectures.tiny", tiny)
 
 
-def make_runner(runtime: str, folder: Path, metadata: OnnxMetadata = METADATA) -> Runner:
+def spec_of(passport: Passport = METADATA, precision: str = "fp32", **changes: Any) -> EngineSpec:
+    """On one core of the CPU, unless `changes` say otherwise."""
+    return EngineSpec(passport, precision, **{"threads": 1, **changes})
+
+
+def open_runner(runtime: str, engine: Path, spec: EngineSpec) -> Runner:
+    runner: Runner = runtime_of(runtime).EngineRunner(engine, spec)
+    return runner
+
+
+def make_runner(runtime: str, folder: Path, passport: Passport = METADATA) -> Runner:
     """A runner over the tiny network, through the runtime's own `build`."""
     from safetensors.numpy import save_file
 
     typed, engine = folder / "typed.onnx", folder / f"{runtime}.bin"
-    save_onnx(tiny_engine.tiny_onnx(metadata, metadata.tail), typed)
-    job = BuildJob(typed, metadata, "fp32", 1, "cpu", {})
+    save_onnx(tiny_engine.tiny_onnx(passport, passport.tail), typed)
+    spec = spec_of(passport)
     if runtime == "torch":
         save_file(tiny_engine.weights(), engine)
     else:
-        engine.write_bytes(runtime_module(runtime).build(job))
-    return open_runner(runtime, engine, metadata, precision="fp32", threads=1)
+        engine.write_bytes(runtime_of(runtime).build(typed, spec))
+    return open_runner(runtime, engine, spec)
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -54,7 +72,7 @@ def runner(request: pytest.FixtureRequest, tmp_path: Path, tiny_architecture: No
 def reference(tmp_path: Path) -> Iterator[Runner]:
     path = tmp_path / "reference.onnx"
     save_onnx(tiny_engine.tiny_onnx(), path)
-    with onnx_runner(path) as opened:
+    with OnnxRunner(path) as opened:
         yield opened
 
 
@@ -81,13 +99,11 @@ def test_changing_batches_and_inputs_leave_nothing_behind(runner: Runner, refere
 
 
 def test_logits_come_out_as_float32(tmp_path: Path, tiny_architecture: None) -> None:
-    from dataclasses import replace
-
     logits = {"name": "logits", "dtype": "float32", "shape": [CLASSES, HEIGHT, WIDTH]}
-    metadata = replace(METADATA, tail="logits", outputs=[logits])
+    passport = replace(METADATA, tail="logits", outputs=[logits])
     results = []
     for runtime in RUNTIMES:
-        with make_runner(runtime, tmp_path, metadata) as opened:
+        with make_runner(runtime, tmp_path, passport) as opened:
             results.append(opened.run(images(2))["logits"].copy())
     for result in results:
         assert result.shape == (2, CLASSES, HEIGHT, WIDTH)
@@ -147,16 +163,38 @@ def test_a_broken_engine_is_named(runtime: str, tmp_path: Path, tiny_architectur
     broken = tmp_path / "engine.bin"
     broken.write_bytes(b"no engine at all" * 64)
     for path in (broken, tmp_path / "absent.bin"):
-        with (
-            pytest.raises(SegforgeError, match=path.name),
-            open_runner(runtime, path, METADATA, precision="fp32", threads=1),
-        ):
+        with pytest.raises(SegforgeError, match=path.name), open_runner(runtime, path, spec_of()):
             pass
 
 
 def test_unknown_runtime_lists_the_known() -> None:
     with pytest.raises(SegforgeError, match="onnxruntime, openvino, torch"):
-        open_runner("openvno", Path("x"), METADATA, precision="fp32", threads=0)
+        open_runner("openvno", Path("x"), spec_of())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_precision_that_a_runtime_does_not_compute_in_is_refused_never_replaced(
+    runtime: str, tmp_path: Path, tiny_architecture: None
+) -> None:
+    computed = {"onnxruntime": {"fp32", "int8"}, "openvino": {"fp32", "bf16", "int8"}, "torch": {"fp32"}}[runtime]
+    make_runner(runtime, tmp_path)
+    module, typed, engine = runtime_of(runtime), tmp_path / "typed.onnx", tmp_path / f"{runtime}.bin"
+    for precision in computed:
+        assert module.flags(spec_of(precision=precision))
+    others = {precision for typing in TYPINGS.values() for precision in typing.precisions} | {"fp16", "fp8", "int7"}
+    for precision in others - computed:
+        spec = spec_of(precision=precision)
+        for work in (module.flags, lambda s: module.build(typed, s), lambda s: module.EngineRunner(engine, s)):
+            with pytest.raises(SegforgeError, match=f"{runtime} does not compute in {precision}") as caught:
+                work(spec)
+            assert all(name in str(caught.value) for name in computed)
+
+
+def test_the_precisions_of_openvino_are_its_hints() -> None:
+    hints = {
+        p: runtime_of("openvino").flags(spec_of(precision=p))["INFERENCE_PRECISION_HINT"] for p in ("fp32", "bf16")
+    }
+    assert hints == {"fp32": "f32", "bf16": "bf16"}
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
@@ -174,7 +212,7 @@ def test_what_openvino_cannot_compile_is_named(tmp_path: Path, whole: bool, opti
         del model.graph.input[:]
     save_onnx(model, tmp_path / "typed.onnx")
     with pytest.raises(SegforgeError, match=r"cannot compile .*typed\.onnx(.|\n)*quantize"):
-        runtime_module("openvino").build(BuildJob(tmp_path / "typed.onnx", METADATA, "fp32", 1, "cpu", options))
+        runtime_of("openvino").build(tmp_path / "typed.onnx", spec_of(options=options))
 
 
 def test_the_serialised_graph_is_another_file_that_keeps_the_batch_range(tmp_path: Path) -> None:
@@ -190,7 +228,7 @@ def test_the_allocator_is_tuned_for_the_baseline() -> None:
     code = (
         "import resource, sys\n"
         "import torch\n"
-        "from segforge.runtimes.torch import tune_allocator\n"
+        "from segforge.process import tune_allocator\n"
         "if sys.argv[1] == 'tuned': assert tune_allocator()\n"
         "for _ in range(20):\n"
         "    torch.ones(16 << 20)\n"
@@ -206,8 +244,7 @@ def test_the_allocator_is_tuned_for_the_baseline() -> None:
 @pytest.mark.gpu
 def test_torch_on_the_gpu_agrees(tmp_path: Path, tiny_architecture: None, reference: Runner) -> None:
     make_runner("torch", tmp_path)
-    opened = open_runner("torch", tmp_path / "torch.bin", METADATA, precision="fp32", threads=0, device_kind="gpu")
-    with opened:
+    with open_runner("torch", tmp_path / "torch.bin", spec_of(threads=0, device_kind="gpu")) as opened:
         for batch in (1, 4, 2):
             inputs = images(batch, batch)
             result = opened.run(inputs)["ids"]

@@ -6,19 +6,21 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny_engine import tiny_onnx
+from tiny_engine import engine_config, tiny_onnx
 
 from segforge import layout
 from segforge.errors import SegforgeError
 from segforge.files import write_json
-from segforge.timing.ceilings import MIB, Ceilings, read_ceilings
-from segforge.timing.limit import layer_limits, limit_ms
+from segforge.timing.limit import MIB, Ceilings, layer_limits, limit_ms, read_ceilings
 
-CEILINGS = Ceilings(
-    gflops={"fp32": 1.0, "int8": 4.0, "bf16": 2.0},
-    copy_gib_s={"1": 1.0, "16": 0.5, "256": 0.25},
+ROOT = Path(__file__).resolve().parents[2]
+FP32, BF16, INT8 = (
+    engine_config(ROOT, f"precision={name}", "target=cpu-openvino").precision for name in ("fp32", "bf16", "int8")
 )
-COMPUTE_BOUND = Ceilings(gflops={"fp32": 1e-3, "int8": 4e-3, "bf16": 2e-3}, copy_gib_s={"1": 1e6})
+CEILINGS = Ceilings(
+    "cpu", gflops={"fp32": 1.0, "int8": 4.0, "bf16": 2.0}, copy_gib_s={"1": 1.0, "16": 0.5, "256": 0.25}
+)
+COMPUTE_BOUND = Ceilings("cpu", gflops={"fp32": 1e-3, "int8": 4e-3, "bf16": 2e-3}, copy_gib_s={"1": 1e6})
 
 
 def graph(
@@ -39,12 +41,12 @@ def test_a_convolution_by_hand() -> None:
     """3 -> 8 channels, 3x3, on 10 x 20 at batch 2: 2 * 2*8*10*20 * 3*9 operations."""
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1])
     model = graph([node], {"x": ["batch", 3, 10, 20]}, "y", weight("w", 8, 3, 3, 3), weight("b", 8))
-    (layer,) = layer_limits(model, 2, "fp32", CEILINGS)
+    (layer,) = layer_limits(model, 2, FP32, CEILINGS)
     assert layer.operations == 2 * (2 * 8 * 10 * 20) * 27
     moved = 4 * (2 * 3 * 200 + 8 * 27 + 8 + 2 * 8 * 200)
     assert layer.moved == moved
     assert layer.limit_us == pytest.approx(max(layer.operations / 1e9, moved / 2**30) * 1e6)
-    (slow,) = layer_limits(model, 2, "fp32", COMPUTE_BOUND)
+    (slow,) = layer_limits(model, 2, FP32, COMPUTE_BOUND)
     assert slow.limit_us == pytest.approx(layer.operations)  # at 1e6 operations a second
     assert layer.row() == {
         "node": "conv",
@@ -61,7 +63,7 @@ def test_a_depthwise_and_a_strided_convolution() -> None:
         helper.make_node("Conv", ["y", "v"], ["z"], "strided", strides=[2, 2]),
     ]
     model = graph(nodes, {"x": ["batch", 6, 8, 8]}, "z", weight("w", 6, 1, 3, 3), weight("v", 4, 6, 1, 1))
-    depthwise, strided = layer_limits(model, 1, "fp32", CEILINGS)
+    depthwise, strided = layer_limits(model, 1, FP32, CEILINGS)
     assert depthwise.operations == 2 * 6 * 64 * 9
     assert strided.operations == 2 * 4 * 16 * 6
 
@@ -72,7 +74,7 @@ def test_a_product_by_hand() -> None:
         helper.make_node("Gemm", ["y", "v"], ["z"], "g", transB=1),
     ]
     model = graph(nodes, {"x": ["batch", 100]}, "z", weight("w", 100, 30), weight("v", 7, 30))
-    product, gemm = layer_limits(model, 4, "fp32", CEILINGS)
+    product, gemm = layer_limits(model, 4, FP32, CEILINGS)
     assert product.operations == 2 * 4 * 100 * 30
     assert product.moved == 4 * (400 + 3000 + 120)
     assert gemm.operations == 2 * 4 * 30 * 7
@@ -89,7 +91,7 @@ def test_what_fuses_moves_nothing_but_a_residual() -> None:
         helper.make_node("Mul", ["c", "p"], ["m"], "scale"),
     ]
     model = graph(nodes, {"x": ["batch", 4, 5, 5]}, "m", weight("w", 4, 4, 1, 1))
-    layers = {layer.node: layer for layer in layer_limits(model, 1, "fp32", CEILINGS)}
+    layers = {layer.node: layer for layer in layer_limits(model, 1, FP32, CEILINGS)}
     assert set(layers) == {"conv", "add", "pool", "scale"}
     assert layers["add"].moved == 4 * 100  # the residual
     assert layers["scale"].moved == 4 * 8  # one factor per channel
@@ -116,7 +118,7 @@ def quantised() -> onnx.ModelProto:
 
 
 def test_int8_counts_bytes_and_its_own_rate() -> None:
-    conv, other = layer_limits(quantised(), 1, "int8", COMPUTE_BOUND)
+    conv, other = layer_limits(quantised(), 1, INT8, COMPUTE_BOUND)
     assert (conv.node, other.node) == ("conv", "float_weights")
     assert conv.moved == 400 + 24 + 600  # one byte each: input, weights, and the output behind Relu and Q
     assert conv.limit_us == pytest.approx(conv.operations / 4)
@@ -125,22 +127,22 @@ def test_int8_counts_bytes_and_its_own_rate() -> None:
 
 
 def test_bf16_halves_the_bytes_and_takes_its_own_rate() -> None:
-    single = layer_limits(tiny_onnx(), 1, "fp32", COMPUTE_BOUND)
-    half = layer_limits(tiny_onnx(), 1, "bf16", COMPUTE_BOUND)
+    single = layer_limits(tiny_onnx(), 1, FP32, COMPUTE_BOUND)
+    half = layer_limits(tiny_onnx(), 1, BF16, COMPUTE_BOUND)
     assert half[0].moved == single[0].moved / 2
     assert half[0].limit_us == pytest.approx(single[0].limit_us / 2)
     assert half[-1].operator == "ArgMax"
 
 
 def test_the_limit_grows_with_the_batch_but_weights_are_read_once() -> None:
-    one, four = (layer_limits(tiny_onnx(), batch, "fp32", CEILINGS)[0] for batch in (1, 4))
+    one, four = (layer_limits(tiny_onnx(), batch, FP32, CEILINGS)[0] for batch in (1, 4))
     assert four.operations == 4 * one.operations
     assert one.moved < four.moved < 4 * one.moved
 
 
 def test_a_missing_rate_is_named() -> None:
     with pytest.raises(SegforgeError, match="no rate for bf16"):
-        layer_limits(tiny_onnx(), 1, "bf16", Ceilings({"fp32": 1.0}, {"1": 1.0}))
+        layer_limits(tiny_onnx(), 1, BF16, Ceilings("cpu", {"fp32": 1.0}, {"1": 1.0}))
 
 
 def test_bandwidth_is_that_of_the_largest_set_within() -> None:
@@ -150,10 +152,10 @@ def test_bandwidth_is_that_of_the_largest_set_within() -> None:
     assert CEILINGS.bytes_per_s(1000 * MIB) == 2**28
 
 
-def test_ceilings_of_another_kind_or_none(project: Path) -> None:
-    with pytest.raises(SegforgeError, match=r"python stages/ceilings\.py"):
+def test_ceilings_of_another_device_or_none(project: Path) -> None:
+    with pytest.raises(SegforgeError, match=r"python stages/ceilings\.py device=cpu"):
         read_ceilings("cpu")
-    write_json(layout.CEILINGS, {"cpu": {"gflops": {"fp32": 1.0}, "copy_gib_s": {"1": 1.0}}})
+    write_json(layout.ceilings("cpu"), {"gflops": {"fp32": 1.0}, "copy_gib_s": {"1": 1.0}})
     assert read_ceilings("cpu").gflops == {"fp32": 1.0}
-    with pytest.raises(SegforgeError, match="no ceilings of a gpu"):
-        read_ceilings("gpu")
+    with pytest.raises(SegforgeError, match=r"ceilings/h200\.json is missing(.|\n)*ceilings\.py device=h200"):
+        read_ceilings("h200")

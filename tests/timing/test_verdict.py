@@ -8,10 +8,7 @@ from hypothesis import strategies as st
 from segforge.timing.verdict import Circumstances, coefficient_of_variation, percentiles, reasons_against
 
 
-@pytest.mark.parametrize(
-    ("n", "supported"),
-    [(0, 0), (9, 0), (10, 1), (99, 1), (100, 2), (999, 2), (1000, 3)],
-)
+@pytest.mark.parametrize(("n", "supported"), [(0, 0), (9, 0), (10, 1), (99, 1), (100, 2), (999, 2), (1000, 3)])
 def test_percentiles_need_samples(n: int, supported: int) -> None:
     found = percentiles([0.001 * (i + 1) for i in range(n)])
     assert list(found) == ["p50_ms", "p90_ms", "p99_ms"]

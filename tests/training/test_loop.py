@@ -16,14 +16,18 @@ from safetensors.torch import load_file
 from tiny_training import make_data, tiny_config
 
 from segforge import layout
-from segforge.config import Loss, NetworkConfig, Weights
-from segforge.datasets.base import load_index
+from segforge.checkpoint import load_checkpoint, save_checkpoint
+from segforge.config.network import NetworkConfig
+from segforge.config.recipe import Loss, Weights
+from segforge.datasets.core.index import load_index
 from segforge.errors import SegforgeError
 from segforge.files import read_csv, read_json, sha256_file, write_json
 from segforge.layout import VariantPaths
-from segforge.training import loop
-from segforge.training.checkpoint import load_checkpoint, load_state, save_checkpoint, save_state
-from segforge.training.data import Images, common_size
+from segforge.tasks import task_of
+from segforge.training import state as training_state
+from segforge.training.data import SplitTensors, common_size
+from segforge.training.state import load_state, run_key, save_state
+from stages.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +42,7 @@ def outputs(config: NetworkConfig) -> dict[str, str]:
 @pytest.mark.parametrize("task", ["semantic", "classification"])
 def test_the_same_seed_gives_the_same_bytes(tiny: Path, task: str) -> None:
     config = tiny_config(task)
-    loop.train(config)
+    train(config)
     first = outputs(config)
     assert set(first) == {
         "best.safetensors",
@@ -47,16 +51,16 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path, task: str) -> None:
         f"{config.variant}.csv",
         f"{config.variant}.json",
     }
-    loop.train(config)
+    train(config)
     assert outputs(config) == first
     config.seed = 1
-    loop.train(config)
+    train(config)
     assert outputs(config)["last.safetensors"] != first["last.safetensors"]
 
 
 def test_what_a_checkpoint_says(tiny: Path) -> None:
     config = tiny_config(epochs=3)
-    loop.train(config)
+    train(config)
     paths = VariantPaths(config.variant)
     found = read_json(paths.checkpoint / "checkpoint.json", made_by="")
     curves = read_csv(paths.curves, made_by="")
@@ -77,7 +81,7 @@ def test_what_a_checkpoint_says(tiny: Path) -> None:
 
 def test_without_a_selecting_split_the_last_is_the_best(tiny: Path) -> None:
     config = tiny_config(splits=["train", "val"], select=None, loss=Loss(name="ohem", class_weights="inverse_log"))
-    loop.train(config)
+    train(config)
     folder = VariantPaths(config.variant).checkpoint
     assert sha256_file(folder / "best.safetensors") == sha256_file(folder / "last.safetensors")
     assert len(read_json(folder / "checkpoint.json", made_by="")["train_images"]) == 12
@@ -92,7 +96,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, task: str, amp: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(task, epochs=3, amp=amp)
-    loop.train(config)
+    train(config)
     unbroken = outputs(config)
     calls = 0
 
@@ -103,11 +107,11 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
         if calls in (1, 2):
             raise Cut
 
-    monkeypatch.setattr(loop, "save_state", saves_then_falls)
+    monkeypatch.setattr(training_state, "save_state", saves_then_falls)
     for _ in range(2):
         with pytest.raises(Cut):
-            loop.train(config)
-    loop.train(config)
+            train(config)
+    train(config)
     assert calls == 2  # each run went on, none did an epoch twice, and the last epoch needs no state
     assert "going on after epoch 2" in capsys.readouterr().err
     assert outputs(config) == unbroken
@@ -115,20 +119,21 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
 
 def test_sigkill_in_the_middle_of_an_epoch(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config("classification", epochs=4)
-    loop.train(config)
+    train(config)
     unbroken = outputs(config)
     script = textwrap.dedent("""
         import time
-        from segforge.training import loop
+        from segforge.training import state
+        from stages.train import train
         from tiny_training import tiny_config
-        save = loop.save_state
+        save = state.save_state
         def slow(*words):
             save(*words)
             time.sleep(0.5)
-        loop.save_state = slow
-        loop.train(tiny_config("classification", epochs=4))
+        state.save_state = slow
+        train(tiny_config("classification", epochs=4))
     """)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "src", "tests"))}
     state = VariantPaths(config.variant).training_state / "state.pt"
     run = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
@@ -138,7 +143,7 @@ def test_sigkill_in_the_middle_of_an_epoch(tiny: Path, capsys: pytest.CaptureFix
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
     assert state.exists()
-    loop.train(config)
+    train(config)
     assert "going on after epoch" in capsys.readouterr().err
     assert outputs(config) == unbroken
 
@@ -149,7 +154,7 @@ def test_a_state_of_another_recipe_is_not_gone_on_from(
     config = tiny_config()
     folder = VariantPaths(config.variant).training_state
     save_state(folder, "another key", {"network": {}})
-    loop.train(config)
+    train(config)
     assert "another recipe" in capsys.readouterr().err
     folder.mkdir()
     (folder / "state.pt").write_bytes(b"torn")
@@ -160,7 +165,7 @@ def test_a_state_of_another_recipe_is_not_gone_on_from(
 
 def test_the_key_knows_recipe_seed_and_data(tiny: Path) -> None:
     cpu = torch.device("cpu")
-    keys = [loop.run_key(tiny_config(), cpu)]
+    keys = [run_key(tiny_config(), cpu)]
     changes: list[Callable[[NetworkConfig], None]] = [
         lambda c: setattr(c, "seed", 5),
         lambda c: setattr(c.recipe.training, "lr", 0.1),
@@ -173,11 +178,11 @@ def test_the_key_knows_recipe_seed_and_data(tiny: Path) -> None:
     for change in changes:
         config = tiny_config()
         change(config)
-        keys.append(loop.run_key(config, cpu))
-    assert loop.run_key(tiny_config(), cpu) == keys[0]
+        keys.append(run_key(config, cpu))
+    assert run_key(tiny_config(), cpu) == keys[0]
     index = layout.dataset("tiny") / "index.json"
     write_json(index, {**read_json(index, made_by=""), "labels_sha256": "of other labels"})
-    keys.append(loop.run_key(tiny_config(), cpu))
+    keys.append(run_key(tiny_config(), cpu))
     assert len(set(keys)) == len(keys) == 9
 
 
@@ -201,7 +206,7 @@ def test_a_full_disk_is_an_error_of_the_system(tiny: Path, what: str) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tiny: Path) -> None:
     config = tiny_config("classification", epochs=1)
-    loop.train(config)
+    train(config)
     folder = VariantPaths(config.variant).checkpoint
     for change, said in (
         (lambda c: setattr(c.backbone, "name", "mobilenet_v3_large"), "backbone mobilenet_v3_small instead"),
@@ -231,7 +236,7 @@ def test_a_pickle_with_code_as_backbone_weights_is_refused(tiny: Path, monkeypat
     config = tiny_config()
     config.recipe.weights = Weights(name="weights.pth", sha256=sha256_file(file))
     with pytest.raises(SegforgeError, match=r"weights\.pth is refused"):
-        loop.train(config)
+        train(config)
 
 
 def test_bad_input_is_said_before_work(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,45 +244,46 @@ def test_bad_input_is_said_before_work(tiny: Path, monkeypatch: pytest.MonkeyPat
     config = tiny_config()
     config.train_on = "cuda"
     with pytest.raises(SegforgeError, match="no NVIDIA GPU"):
-        loop.train(config)
+        train(config)
     config.train_on = "cpu"
     config.recipe.input.width = 50
     with pytest.raises(SegforgeError, match="multiples of 16"):
-        loop.train(config)
+        train(config)
     config.model.task = "panoptic"
     with pytest.raises(SegforgeError, match="panoptic"):
-        loop.train(config)
+        train(config)
 
 
 def test_classes_that_are_not_the_data_sets_are_refused(tiny: Path) -> None:
     config = tiny_config("classification", epochs=0)
     config.dataset.classes["classification"] = ["none", "blue", "green"]
     with pytest.raises(SegforgeError, match=r"other classes(.|\n)*stages/download\.py dataset=tiny"):
-        loop.train(config)
+        train(config)
     config.dataset.classes["classification"] = []  # the data set's own
-    loop.train(config)
+    train(config)
 
 
 def test_a_scored_image_among_the_training_images_is_refused(tiny: Path) -> None:
     config = tiny_config()
     index = tiny / "data/tiny/index.json"
-    train, test = (load_index("tiny").split("semantic", split)[0].sha256 for split in ("train", "test"))
-    index.write_text(index.read_text().replace(test, train))
+    trained, scored = (load_index("tiny").split("semantic", split)[0].sha256 for split in ("train", "test"))
+    index.write_text(index.read_text().replace(scored, trained))
     with pytest.raises(SegforgeError, match="both"):
-        loop.train(config)
+        train(config)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: Path) -> None:
     with pytest.raises(SegforgeError, match="smaller"):
-        loop.train(tiny_config(lr=1e30, optimizer="sgd"))
+        train(tiny_config(lr=1e30, optimizer="sgd"))
 
 
-@pytest.mark.parametrize("task", ["semantic", "classification"])
-def test_decoding_ahead_gives_what_memory_gives(tiny: Path, task: str) -> None:
-    samples = load_index("tiny").split(task, "train")
+@pytest.mark.parametrize("name", ["semantic", "classification"])
+def test_decoding_ahead_gives_what_memory_gives(tiny: Path, name: str) -> None:
+    samples = load_index("tiny").split(name, "train")
     order = list(torch.randperm(8, generator=torch.Generator().manual_seed(0)).split(3))
+    task, cpu = task_of(name), torch.device("cpu")
     kept, ahead = (
-        list(Images(samples, (30, 36), (32, 48), torch.device("cpu"), "x", memory_bytes=bound).batches(order))
+        list(SplitTensors(samples, task, (30, 36), cpu, "x", memory_bytes=bound).batches(order))
         for bound in (1 << 30, 0)
     )
     assert len(kept) == len(ahead) == 3
@@ -286,6 +292,8 @@ def test_decoding_ahead_gives_what_memory_gives(tiny: Path, task: str) -> None:
         assert torch.equal(one[1], other[1])
     assert kept[0][0].shape == (3, 3, 30, 36)
     assert kept[0][0].dtype == torch.uint8
+    assert kept[0][1].shape == ((3, 30, 36) if name == "semantic" else (3,))
+    assert kept[0][1].dtype == (torch.uint8 if name == "semantic" else torch.int64)
 
 
 def test_sizes_that_differ_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +311,7 @@ def test_sizes_that_differ_are_noticed(tmp_path: Path, monkeypatch: pytest.Monke
 def test_weights_of_a_whole_network_can_be_taken_as_they_are(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop.train(tiny_config("classification"))
+    train(tiny_config("classification"))
     folder = VariantPaths(tiny_config("classification").variant).checkpoint
     trained = load_file(folder / "best.safetensors")
     mirror = tmp_path / "mirror"
@@ -312,7 +320,7 @@ def test_weights_of_a_whole_network_can_be_taken_as_they_are(
     monkeypatch.setenv("SEGFORGE_MIRROR", str(mirror))
     config = tiny_config("classification", epochs=0, select=None, splits=["train", "val"])
     config.recipe.weights = Weights(name="network.pth", sha256=sha256_file(mirror / "network.pth")[:8], holds="network")
-    loop.train(config)
+    train(config)
     taken = load_file(folder / "best.safetensors")
     assert taken.keys() == trained.keys()
     assert all(torch.equal(taken[key], trained[key]) for key in trained)
@@ -323,4 +331,4 @@ def test_weights_of_a_whole_network_can_be_taken_as_they_are(
     index["classes"]["classification"].append("red")
     write_json(layout.dataset("tiny") / "index.json", index)
     with pytest.raises(SegforgeError, match=r"weights are of 3 classes, the data set has 4"):
-        loop.train(config)
+        train(config)

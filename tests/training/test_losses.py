@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segforge.config import Loss
+from segforge.config.recipe import Loss
 from segforge.training.losses import training_loss
 
 VOID = 255

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from segforge.architectures import build_network
+from segforge.architectures.core.base import build_network
 from segforge.architectures.panopticfcn import PanopticFCN
-from segforge.datasets.base import INSTANCES
+from segforge.datasets.core.index import INSTANCES
 from segforge.training import panoptic
 
 THINGS, STUFF, SIZE = [1, 3], [0, 2], (16, 24)

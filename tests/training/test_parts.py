@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from segforge.config import Augment, Input, Loss, Training
+from segforge.config.recipe import Augment, Input, Loss, Training
 from segforge.training.augment import augment_batch, draw_affine, jitter, normalise, warp
 from segforge.training.losses import hard_cross_entropy, inverse_log_weights, training_loss
-from segforge.training.optimisation import Average, learning_rate, make_optimizer, set_learning_rate
+from segforge.training.optimisation import (
+    learning_rate,
+    make_optimizer,
+    move_average,
+    moving_average,
+    set_learning_rate,
+)
 
 VOID = 9
 
@@ -204,13 +210,42 @@ def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate(name
 
 def test_average_follows_weights_and_statistics() -> None:
     network = small_network()
-    average = Average(network, decay=0.5)
+    average = moving_average(network)
     with torch.no_grad():
         for value in network.state_dict().values():
             value.fill_(8)
-    before = average.network.state_dict()["head.weight"].clone()
-    average.update(network, step=1000)
-    after = average.network.state_dict()
+    before = average.module.state_dict()["head.weight"].clone()
+    move_average(average, network, step=1000, decay=0.5)
+    after = average.module.state_dict()
     torch.testing.assert_close(after["head.weight"], (before + 8) / 2)
     torch.testing.assert_close(after["backbone.1.running_mean"], torch.full((4,), 4.0))
     assert after["backbone.1.num_batches_tracked"] == 8
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99, 0.9999])
+def test_average_is_the_plain_formula_to_the_last_bit(decay: float) -> None:
+    """Each step moves it by 1 - min(decay, (1 + step) / (10 + step)) of the way, the first too; counts are copied."""
+    generator = torch.Generator().manual_seed(6)
+    network = small_network().train()
+    average = moving_average(network)
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    assert not any(module.training for module in average.modules())
+    expected = {key: value.clone() for key, value in network.state_dict().items()}
+    for step in range(12):
+        with torch.no_grad():
+            network["backbone"](torch.randn(2, 3, 5, 5, generator=generator))  # type: ignore[index]
+            for parameter in network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+        move_average(average, network, step, decay)
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        for key, value in network.state_dict().items():
+            if value.is_floating_point():
+                expected[key].lerp_(value, share)
+            else:
+                expected[key].copy_(value)
+        found = average.module.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), step
+        for key in ("head.weight", "head.bias", "backbone.1.running_mean", "backbone.1.running_var"):
+            assert not torch.equal(found[key], network.state_dict()[key]), (key, step)
+    assert found["backbone.1.num_batches_tracked"] == 12

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segforge import config as schema
-from segforge.architectures import registry
+from segforge.architectures import architecture_of
+from segforge.checkpoint import network_of
+from segforge.config.compose import budget, precision_row
+from segforge.config.network import Inference, Model, NetworkConfig
+from segforge.config.rules import known_names
 from segforge.errors import SegforgeError
-from segforge.training.checkpoint import network_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RECIPES = sorted((CONF / "recipe").glob("*.yaml"))
@@ -20,24 +22,32 @@ SERVED = {
 }
 
 
-def composed_config(composed: Callable[..., object], variant: str, *more: str) -> schema.NetworkConfig:
+def composed_config(composed: Callable[..., object], variant: str, *more: str) -> NetworkConfig:
     model, backbone, dataset = variant.split("-")
     words = [f"model={model}", f"backbone={backbone}", f"dataset={dataset}", *more]
     if model == "mmseg":
         words.append("mmseg.config=bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024")
     found = composed("network", words)
     checked = OmegaConf.to_object(found)  # type: ignore[call-overload]
-    assert isinstance(checked, schema.NetworkConfig)
+    assert isinstance(checked, NetworkConfig)
     return checked
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_composes_and_passes_the_checks(path: Path, composed: Callable[..., object]) -> None:
+def test_composes_and_passes_the_checks(
+    path: Path, composed: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONF.parent)
     config = composed_config(composed, path.stem)
-    schema.check_network(config)
+    config.check()
     assert config.variant == path.stem
-    assert {"fp32", "bf16", "int8"} <= set(config.recipe.budget)
-    assert config.backbone.name in registry[config.model.builder].backbones
+    precisions = known_names("precision")
+    assert {"fp32", "bf16", "int8"} <= {*precisions}
+    assert {*config.recipe.budget} <= {*precisions}
+    for precision in precisions:
+        assert 0 < budget(config.variant, precision) < 0.1
+        assert budget(config.variant, precision) == config.recipe.budget.get(precision, precision_row(precision).budget)
+    assert config.backbone.name in architecture_of(config.model.family).backbones
     network_of(config, len(config.dataset.classes.get(config.model.task) or [0, 1]))
 
 
@@ -45,7 +55,7 @@ def test_every_network_has_a_recipe_on_its_data_sets() -> None:
     wanted = {
         f"{model}-{backbone}-{dataset}"
         for model, datasets in SERVED.items()
-        for backbone in registry[model].backbones
+        for backbone in architecture_of(model).backbones
         for dataset in datasets
     }
     assert wanted <= {path.stem for path in RECIPES}
@@ -53,8 +63,8 @@ def test_every_network_has_a_recipe_on_its_data_sets() -> None:
 
 @pytest.mark.parametrize("path", sorted((CONF / "model").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_pair_has_a_recipe(path: Path) -> None:
-    model = OmegaConf.merge(schema.Model, OmegaConf.load(path))
-    backbones = model.options.get("configs") or registry[model.architecture or model.name].backbones
+    model = OmegaConf.merge(Model, OmegaConf.load(path))
+    backbones = model.options.get("configs") or architecture_of(model.family or model.name).backbones
     wanted = {f"{model.name}-{backbone}" for backbone in (["own"] if model.name == "mmseg" else backbones)}
     assert wanted <= {recipe.stem.rpartition("-")[0] for recipe in RECIPES}
 
@@ -78,12 +88,12 @@ def test_every_pair_has_a_recipe(path: Path) -> None:
 )
 def test_a_recipe_that_cannot_train_is_refused(word: str, said: str, composed: Callable[..., object]) -> None:
     with pytest.raises(SegforgeError, match=said) as refusal:
-        schema.check_network(composed_config(composed, "panopticfcn_small-resnet18-shapes", f"recipe.{word}"))
+        composed_config(composed, "panopticfcn_small-resnet18-shapes", f"recipe.{word}").check()
     assert word.partition("=")[0] in str(refusal.value)
 
 
 def test_inference_left_empty_is_the_papers(composed: Callable[..., object]) -> None:
-    assert composed_config(composed, "panopticfcn-resnet50-shapes_512").model.inference == schema.Inference()
+    assert composed_config(composed, "panopticfcn-resnet50-shapes_512").model.inference == Inference()
 
 
 def test_options_of_the_training_are_laid_over_the_models(composed: Callable[..., object]) -> None:
@@ -93,6 +103,6 @@ def test_options_of_the_training_are_laid_over_the_models(composed: Callable[...
     assert heads(wide) == [16, 64, 256, 1024]  # mmsegmentation's own
 
 
-def heads(config: schema.NetworkConfig) -> list[int]:
+def heads(config: NetworkConfig) -> list[int]:
     """The widths of the auxiliary heads."""
     return [head.conv_seg.in_channels for head in network_of(config, 8).auxiliary_head]  # type: ignore[attr-defined,union-attr]

@@ -6,33 +6,22 @@ published weights; `convert` puts the parts in their places.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from segforge.architectures.base import Architecture
+from segforge.architectures.core.base import Architecture, StateDict
+from segforge.architectures.core.weights import is_coincheung
 
-# Beginning of a published key to ours; the first that fits counts.
-V1_KEYS = {
-    "cp.": "backbone.cp.",
-    "sp.": "backbone.sp.",
-    "ffm.": "decode_head.ffm.",
-    "conv_out.": "decode_head.conv_out.",
-    "conv_out16.": "auxiliary_head.0.",
-    "conv_out32.": "auxiliary_head.1.",
-}
-V2_KEYS = {
-    "detail.": "backbone.detail.",
-    "segment.": "backbone.segment.",
-    "bga.": "backbone.bga.",
-    "head.": "decode_head.",
-    "aux2.": "auxiliary_head.0.",
-    "aux3.": "auxiliary_head.1.",
-    "aux4.": "auxiliary_head.2.",
-    "aux5_4.": "auxiliary_head.3.",
-}
+# The first name of a published key, of V1 or V2, and ours.
+KEYS = {part: f"backbone.{part}" for part in ("cp", "sp", "detail", "segment", "bga")}
+KEYS |= {"ffm": "decode_head.ffm", "conv_out": "decode_head.conv_out", "head": "decode_head"}
+KEYS |= {"conv_out16": "auxiliary_head.0", "conv_out32": "auxiliary_head.1"}
+KEYS |= {f"aux{stage}": f"auxiliary_head.{i}" for i, stage in enumerate(("2", "3", "4", "5_4"))}
 
 Maps = Sequence[torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
 
@@ -41,9 +30,16 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: i
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
-def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    parts = {"conv": _conv(inputs, outputs, kernel, stride), "bn": nn.BatchNorm2d(outputs), "relu": nn.ReLU()}
+def _normed(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(_conv(inputs, outputs, kernel, stride, groups), nn.BatchNorm2d(outputs))
+
+
+def _named(**parts: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(parts))
+
+
+def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return _named(conv=_conv(inputs, outputs, kernel, stride), bn=nn.BatchNorm2d(outputs), relu=nn.ReLU())
 
 
 def _mean(maps: torch.Tensor) -> torch.Tensor:
@@ -99,12 +95,8 @@ class BackboneV1(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cp = ContextPath()
-        self.sp = nn.Sequential(
-            OrderedDict(
-                conv1=_block(3, 64, 7, 2), conv2=_block(64, 64, 3, 2), conv3=_block(64, 64, 3, 2),
-                conv_out=_block(64, 128, 1),
-            )
-        )  # fmt: skip
+        strided = {"conv1": _block(3, 64, 7, 2), "conv2": _block(64, 64, 3, 2), "conv3": _block(64, 64, 3, 2)}
+        self.sp = _named(**strided, conv_out=_block(64, 128, 1))
 
     def forward(self, images: torch.Tensor) -> Maps:
         stride8, stride16 = self.cp(images)
@@ -138,8 +130,7 @@ class Stem(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.conv(images)
-        fused: torch.Tensor = self.fuse(torch.cat([self.left(maps), self.right(maps)], 1))
-        return fused
+        return cast(torch.Tensor, self.fuse(torch.cat([self.left(maps), self.right(maps)], 1)))
 
 
 class GatherExpand(nn.Module):
@@ -149,17 +140,14 @@ class GatherExpand(nn.Module):
         super().__init__()
         middle = 6 * inputs
         self.conv1 = _block(inputs, inputs)
-        gather = [_conv(inputs, middle, stride=stride, groups=inputs), nn.BatchNorm2d(middle)]
         if stride == 1:
-            self.dwconv = nn.Sequential(*gather, nn.ReLU())
+            self.dwconv = nn.Sequential(*_normed(inputs, middle, groups=inputs), nn.ReLU())
         else:
-            self.dwconv1 = nn.Sequential(*gather)
-            self.dwconv2 = nn.Sequential(_conv(middle, middle, groups=middle), nn.BatchNorm2d(middle), nn.ReLU())
-            self.shortcut = nn.Sequential(
-                _conv(inputs, inputs, stride=2, groups=inputs), nn.BatchNorm2d(inputs),
-                _conv(inputs, outputs, 1), nn.BatchNorm2d(outputs),
-            )  # fmt: skip
-        self.conv2 = nn.Sequential(_conv(middle, outputs, 1), nn.BatchNorm2d(outputs))
+            self.dwconv1 = _normed(inputs, middle, stride=stride, groups=inputs)
+            self.dwconv2 = nn.Sequential(*_normed(middle, middle, groups=middle), nn.ReLU())
+            shrunk = _normed(inputs, inputs, stride=stride, groups=inputs)
+            self.shortcut = nn.Sequential(*shrunk, *_normed(inputs, outputs, 1))
+        self.conv2 = _normed(middle, outputs, 1)
         self.stride = stride
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -178,8 +166,7 @@ class ContextEmbedding(nn.Module):
         self.conv_last = _block(128, 128)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        embedded: torch.Tensor = self.conv_last(self.conv_gap(self.bn(_mean(maps))) + maps)
-        return embedded
+        return cast(torch.Tensor, self.conv_last(self.conv_gap(self.bn(_mean(maps))) + maps))
 
 
 class Aggregation(nn.Module):
@@ -187,18 +174,17 @@ class Aggregation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left1 = nn.Sequential(_conv(128, 128, groups=128), nn.BatchNorm2d(128), _conv(128, 128, 1))
-        self.left2 = nn.Sequential(_conv(128, 128, stride=2), nn.BatchNorm2d(128), nn.AvgPool2d(3, 2, 1))
-        self.right1 = nn.Sequential(_conv(128, 128), nn.BatchNorm2d(128))
-        self.right2 = nn.Sequential(_conv(128, 128, groups=128), nn.BatchNorm2d(128), _conv(128, 128, 1))
-        self.conv = nn.Sequential(_conv(128, 128), nn.BatchNorm2d(128), nn.ReLU())
+        self.left1 = nn.Sequential(*_normed(128, 128, groups=128), _conv(128, 128, 1))
+        self.left2 = nn.Sequential(*_normed(128, 128, stride=2), nn.AvgPool2d(3, 2, 1))
+        self.right1 = _normed(128, 128)
+        self.right2 = nn.Sequential(*_normed(128, 128, groups=128), _conv(128, 128, 1))
+        self.conv = nn.Sequential(*_normed(128, 128), nn.ReLU())
 
     def forward(self, detail: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
         # The sigmoid commutes with nearest enlargement; it comes first as on fewer values.
         fine = self.left1(detail) * _enlarged(self.right1(semantic).sigmoid(), 4)
         coarse = self.left2(detail) * self.right2(semantic).sigmoid()
-        aggregated: torch.Tensor = self.conv(fine + _enlarged(coarse, 4))
-        return aggregated
+        return cast(torch.Tensor, self.conv(fine + _enlarged(coarse, 4)))
 
 
 class BackboneV2(nn.Module):
@@ -206,28 +192,24 @@ class BackboneV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.detail = nn.Sequential(
-            OrderedDict(
-                S1=nn.Sequential(_block(3, 64, stride=2), _block(64, 64)),
-                S2=nn.Sequential(_block(64, 64, stride=2), _block(64, 64), _block(64, 64)),
-                S3=nn.Sequential(_block(64, 128, stride=2), _block(128, 128), _block(128, 128)),
-            )
+        self.detail = _named(
+            S1=nn.Sequential(_block(3, 64, stride=2), _block(64, 64)),
+            S2=nn.Sequential(_block(64, 64, stride=2), _block(64, 64), _block(64, 64)),
+            S3=nn.Sequential(_block(64, 128, stride=2), _block(128, 128), _block(128, 128)),
         )
         deep = [GatherExpand(64, 128, 2), *(GatherExpand(128, 128) for _ in range(3))]
-        self.segment = nn.ModuleDict(
-            {
-                "S1S2": Stem(),
-                "S3": nn.Sequential(GatherExpand(16, 32, 2), GatherExpand(32, 32)),
-                "S4": nn.Sequential(GatherExpand(32, 64, 2), GatherExpand(64, 64)),
-                "S5_4": nn.Sequential(*deep),
-                "S5_5": ContextEmbedding(),
-            }
+        self.segment = _named(
+            S1S2=Stem(),
+            S3=nn.Sequential(GatherExpand(16, 32, 2), GatherExpand(32, 32)),
+            S4=nn.Sequential(GatherExpand(32, 64, 2), GatherExpand(64, 64)),
+            S5_4=nn.Sequential(*deep),
+            S5_5=ContextEmbedding(),
         )
         self.bga = Aggregation()
 
     def forward(self, images: torch.Tensor) -> Maps:
         stages = [images]
-        for stage in self.segment.values():
+        for stage in self.segment:
             stages.append(stage(stages[-1]))
         return self.bga(self.detail(images), stages[-1]), *stages[1:-1]
 
@@ -235,7 +217,7 @@ class BackboneV2(nn.Module):
 class BiSeNet(nn.Module):
     """A backbone and its heads; in training the auxiliary ones too."""
 
-    def __init__(self, backbone: nn.Module, decode_head: nn.Module, auxiliary: list[nn.Module]) -> None:
+    def __init__(self, backbone: nn.Module, decode_head: nn.Module, auxiliary: Iterable[nn.Module]) -> None:
         super().__init__()
         self.backbone, self.decode_head, self.auxiliary_head = backbone, decode_head, nn.ModuleList(auxiliary)
 
@@ -248,7 +230,7 @@ class BiSeNet(nn.Module):
 
 
 def _head_v1(inputs: int, middle: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(conv=_block(inputs, middle), conv_out=nn.Conv2d(middle, classes, 1)))
+    return _named(conv=_block(inputs, middle), conv_out=nn.Conv2d(middle, classes, 1))
 
 
 def _head_v2(inputs: int, middle: int, classes: int, stride: int = 0) -> nn.Sequential:
@@ -256,7 +238,7 @@ def _head_v2(inputs: int, middle: int, classes: int, stride: int = 0) -> nn.Sequ
     width = stride**2 or middle
     refine = nn.Sequential(nn.Upsample(scale_factor=2), _block(middle, width)) if stride else nn.Identity()
     last = nn.Sequential(refine, nn.Conv2d(width, classes, 1))
-    return nn.Sequential(OrderedDict(conv=_block(inputs, middle), drop=nn.Dropout(0.1), conv_out=last))
+    return _named(conv=_block(inputs, middle), drop=nn.Dropout(0.1), conv_out=last)
 
 
 def build(backbone: str, classes: int) -> nn.Module:
@@ -266,18 +248,17 @@ def build(backbone: str, classes: int) -> nn.Module:
     weights as the original draws them, ResNet-18 as torchvision does.
     """
     if backbone == "resnet18":
-        head = nn.Sequential(OrderedDict(ffm=Fusion(), conv_out=_head_v1(256, 256, classes)))
+        head = _named(ffm=Fusion(), conv_out=_head_v1(256, 256, classes))
         network = BiSeNet(BackboneV1(), head, [_head_v1(128, 64, classes) for _ in range(2)])
+        draw = partial(nn.init.kaiming_normal_, a=1)
     else:
         widths = {4: 16, 8: 32, 16: 64, 32: 128}  # by stride
-        auxiliary: list[nn.Module] = [_head_v2(width, 128, classes, stride) for stride, width in widths.items()]
+        auxiliary = [_head_v2(width, 128, classes, stride) for stride, width in widths.items()]
         network = BiSeNet(BackboneV2(), _head_v2(128, 1024, classes), auxiliary)
+        draw = partial(nn.init.kaiming_normal_, mode="fan_out")
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and ".resnet." not in name:
-            if backbone == "resnet18":
-                nn.init.kaiming_normal_(module.weight, a=1)
-            else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d) and name.endswith(".conv2.1"):
@@ -285,20 +266,14 @@ def build(backbone: str, classes: int) -> nn.Module:
     return network
 
 
-def is_original(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether these are weights under the names of CoinCheung/BiSeNet."""
-    return any(key.startswith(("cp.resnet.", "detail.S1.")) for key in weights)
-
-
-def convert(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def convert(network: nn.Module, weights: StateDict) -> StateDict:
     """Published weights of V1 or V2 under this network's keys; others as they are."""
-    if not is_original(weights):
+    if not is_coincheung(weights):
         return weights
-    beginnings = V1_KEYS if any(key.startswith("cp.") for key in weights) else V2_KEYS
     found = {}
     for key, value in weights.items():
-        fits = next((old for old in beginnings if key.startswith(old)), "")
-        found[beginnings.get(fits, "") + key[len(fits) :]] = value
+        part, dot, rest = key.partition(".")
+        found[KEYS.get(part, part) + dot + rest] = value
     return found
 
 

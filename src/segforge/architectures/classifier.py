@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from segforge.architectures.base import Architecture
+from segforge.architectures.core.base import Architecture
 
 
 def build(backbone: str, classes: int, *, dropout: float = 0.2) -> torch.nn.Module:
@@ -13,9 +13,7 @@ def build(backbone: str, classes: int, *, dropout: float = 0.2) -> torch.nn.Modu
 
     # torchvision's momentum of 0.01 needs thousands of steps before the running statistics hold.
     norm = partial(torch.nn.BatchNorm2d, eps=0.001, momentum=0.1)
-    network: torch.nn.Module = getattr(models, backbone)(
-        weights=None, num_classes=classes, dropout=dropout, norm_layer=norm
-    )
+    network: torch.nn.Module = getattr(models, backbone)(num_classes=classes, dropout=dropout, norm_layer=norm)
     return network
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from segforge.architectures.base import Architecture
-from segforge.errors import SegforgeError
+from segforge.architectures.core.base import Architecture
+from segforge.config.rules import must
 
 
 def build(backbone: str, classes: int, *, output_stride: int = 16, dropout: float = 0.5) -> torch.nn.Module:
@@ -14,8 +14,7 @@ def build(backbone: str, classes: int, *, output_stride: int = 16, dropout: floa
     """
     from segmentation_models_pytorch import DeepLabV3Plus
 
-    if output_stride not in (8, 16):
-        raise SegforgeError(f"deeplabv3plus: output_stride={output_stride}", expected="8 or 16")
+    must(output_stride in (8, 16), f"deeplabv3plus: output_stride={output_stride}", "8 or 16")
     network: torch.nn.Module = DeepLabV3Plus(
         encoder_name=backbone,
         encoder_weights=None,

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from segforge.architectures import bisenet_coincheung
-from segforge.architectures.base import Architecture
-from segforge.errors import SegforgeError, missing_extra, unknown_name
+from segforge.architectures.core.base import Architecture, StateDict
+from segforge.architectures.core.weights import is_coincheung
+from segforge.config.rules import must, one_of
+from segforge.errors import SegforgeError, missing_extra
 
 PART_OF_LOSS = ("loss_decode", "sampler", "threshold", "ignore_index")  # of a head's config: training is ours
 
@@ -33,8 +34,7 @@ class MmsegNetwork(torch.nn.Module):
         self.backbone: torch.nn.Module = segmentor.backbone
         self.neck: torch.nn.Module = segmentor.neck if segmentor.with_neck else torch.nn.Identity()
         self.decode_head: torch.nn.Module = segmentor.decode_head
-        if segmentor.with_auxiliary_head:
-            self.auxiliary_head: torch.nn.Module = segmentor.auxiliary_head
+        self.auxiliary_head = getattr(segmentor, "auxiliary_head", None)
         self.classes: int = segmentor.num_classes
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
@@ -43,21 +43,19 @@ class MmsegNetwork(torch.nn.Module):
         if not self.training:
             assert isinstance(logits, torch.Tensor)
             return logits
-        auxiliary = getattr(self, "auxiliary_head", ())
-        heads = auxiliary if isinstance(auxiliary, torch.nn.ModuleList | tuple) else (auxiliary,)
         # A few decode heads give further maps in training, the first being the one of eval mode.
-        maps = [*_maps(logits), *(logits for head in heads for logits in _maps(head(features)))]
+        maps = [*_listed(logits), *(one for head in _listed(self.auxiliary_head) for one in _listed(head(features)))]
         odd = [tuple(one.shape) for one in maps if one.shape[1] != self.classes]
-        if odd:
-            raise SegforgeError(
-                f"{type(self.decode_head).__name__} cannot be trained here: in training it gives maps of {odd}",
-                expected=f"logits [N, {self.classes}, h, w] from every head",
-            )
+        problem = f"{type(self.decode_head).__name__} cannot be trained here: in training it gives maps of {odd}"
+        must(not odd, problem, f"logits [N, {self.classes}, h, w] from every head")
         return maps
 
 
-def _maps(output: Any) -> list[torch.Tensor]:
-    return list(output) if isinstance(output, list | tuple) else [output]
+def _listed(found: Any) -> list[Any]:
+    """One or several of them, or None, as a list."""
+    if found is None:
+        return []
+    return list(found) if isinstance(found, list | tuple | torch.nn.ModuleList) else [found]
 
 
 def build(
@@ -79,23 +77,16 @@ def build(
     Raises `SegforgeError` without the extra `mmseg`, for a backbone without a config, for a name that
     mmsegmentation does not have, and for a config that is no plain encoder-decoder.
     """
-    if configs and backbone not in configs:
-        raise unknown_name("backbone", backbone, configs)
-    name = configs[backbone] if configs else config
-    if not name:
-        raise SegforgeError(
-            "model=mmseg without a config",
-            expected="the name of one of mmsegmentation's own configs",
-            hint="mmseg.config=segformer_mit-b0_8xb1-160k_cityscapes-1024x1024",
-        )
+    if configs:
+        one_of(configs, "backbone", backbone)
+    name = (configs[backbone] if configs else config) or ""
+    hint = "mmseg.config=segformer_mit-b0_8xb1-160k_cityscapes-1024x1024"
+    must(bool(name), "model=mmseg without a config", "the name of one of mmsegmentation's own configs", hint)
     with _quiet():
         model = _model_config(name, (override or {}).get(backbone, {}))
-        if model.get("type") != "EncoderDecoder":
-            raise SegforgeError(
-                f"{name} is a {model.get('type')}", expected="a config whose model.type is EncoderDecoder"
-            )
-        for head in _heads(model):
-            _set_classes(head, classes)
+        kind = model.get("type")
+        must(kind == "EncoderDecoder", f"{name} is a {kind}", "a config whose model.type is EncoderDecoder")
+        _set_classes([model.get("decode_head"), model.get("auxiliary_head")], classes)
         return MmsegNetwork(_built(name, model))
 
 
@@ -122,36 +113,34 @@ def _model_config(name: str, override: Mapping[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _clean(config: Any) -> None:
-    """Take out, at every depth, what would fetch weights, and synchronised batch norms."""
+def _parts(config: Any) -> Iterator[dict[str, Any]]:
+    """Every dictionary in a config, at any depth; the outer one first."""
     if isinstance(config, dict):
-        config.pop("pretrained", None)
-        first = config.get("init_cfg")
-        found = [one for one in (first if isinstance(first, list) else [first]) if one]
-        if any(one.get("type") == "Pretrained" for one in found):
-            config["init_cfg"] = [one for one in found if one.get("type") != "Pretrained"] or None
-        if config.get("type") in ("SyncBN", "MMSyncBN"):
-            config["type"] = "BN"
+        yield config
     for value in config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ():
-        _clean(value)
+        yield from _parts(value)
 
 
-def _heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = [model.get("decode_head"), model.get("auxiliary_head")]
-    return [head for one in found if one for head in (one if isinstance(one, list | tuple) else [one])]
+def _clean(config: dict[str, Any]) -> None:
+    """Take out, at every depth, what would fetch weights, and synchronised batch norms."""
+    for part in _parts(config):
+        part.pop("pretrained", None)
+        found = [one for one in _listed(part.get("init_cfg")) if one]
+        if any(one.get("type") == "Pretrained" for one in found):
+            part["init_cfg"] = [one for one in found if one.get("type") != "Pretrained"] or None
+        if part.get("type") in ("SyncBN", "MMSyncBN"):
+            part["type"] = "BN"
 
 
-def _set_classes(head: Any, classes: int) -> None:
-    """Give a head's config, and what it nests, another class count; take out its losses."""
-    if isinstance(head, dict):
+def _set_classes(heads: Any, classes: int) -> None:
+    """Give the heads' configs, and what they nest, another class count; take out their losses."""
+    for part in _parts(heads):
         for key in PART_OF_LOSS:
-            head.pop(key, None)
-        if "num_classes" in head:
-            if head.get("out_channels") in (1, head["num_classes"]):  # of logits; else of features
-                del head["out_channels"]
-            head["num_classes"] = classes
-    for value in head.values() if isinstance(head, dict) else head if isinstance(head, list | tuple) else ():
-        _set_classes(value, classes)
+            part.pop(key, None)
+        if "num_classes" in part:
+            if part.get("out_channels") in (1, part["num_classes"]):  # of logits; else of features
+                del part["out_channels"]
+            part["num_classes"] = classes
 
 
 def _built(name: str, model: dict[str, Any]) -> Any:
@@ -163,17 +152,11 @@ def _built(name: str, model: dict[str, Any]) -> Any:
         segmentor = MODELS.build(model)
         segmentor.init_weights()
     except Exception as error:  # whatever a foreign constructor thinks of
-        raise SegforgeError(
-            f"mmsegmentation cannot build {name} here: {error}",
-            expected="a model of mmsegmentation itself, without mmdet, mmpretrain or compiled operators",
-        ) from error
-    auxiliary = segmentor.auxiliary_head if segmentor.with_auxiliary_head else []
-    heads = [segmentor.decode_head, *(auxiliary if isinstance(auxiliary, list | torch.nn.ModuleList) else [auxiliary])]
-    for head in heads:
-        if not isinstance(head, BaseDecodeHead):
-            raise SegforgeError(
-                f"{name} has a {type(head).__name__}", expected="heads that give a map of logits (BaseDecodeHead)"
-            )
+        expected = "a model of mmsegmentation itself, without mmdet, mmpretrain or compiled operators"
+        raise SegforgeError(f"mmsegmentation cannot build {name} here: {error}", expected=expected) from error
+    for head in [segmentor.decode_head, *_listed(getattr(segmentor, "auxiliary_head", None))]:
+        fits = isinstance(head, BaseDecodeHead)
+        must(fits, f"{name} has a {type(head).__name__}", "heads that give a map of logits (BaseDecodeHead)")
         del head.loss_decode
     return revert_sync_batchnorm(segmentor)  # those that a class asks for by itself
 
@@ -183,7 +166,8 @@ def _import_mmseg() -> None:
     if any(importlib.util.find_spec(package) is None for package in ("mmseg", "mmcv", "mmengine")):
         raise missing_extra("mmsegmentation", "mmseg", "this model")
     if "mmcv._ext" not in sys.modules and importlib.util.find_spec("mmcv._ext") is None:
-        sys.modules["mmcv._ext"] = _NoOperators("mmcv._ext")
+        stand_in = sys.modules["mmcv._ext"] = _NoOperators("mmcv._ext")
+        stand_in.__spec__ = ModuleSpec("mmcv._ext", None)
     try:
         import mmseg.models  # noqa: F401
     except ImportError as error:
@@ -192,10 +176,6 @@ def _import_mmseg() -> None:
 
 class _NoOperators(types.ModuleType):
     """Has every operator by name, so that mmcv imports; none of them runs."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__spec__ = ModuleSpec(name, None)
 
     def __getattr__(self, operator: str) -> Any:
         if operator.startswith("__"):
@@ -213,29 +193,21 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)
 
 
-def convert(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def convert(network: torch.nn.Module, weights: StateDict) -> StateDict:
     """`weights` as they are: the keys are mmsegmentation's.
 
     Raises `SegforgeError` for weights of CoinCheung/BiSeNet, whose networks differ in their operations.
     """
-    if bisenet_coincheung.is_original(weights):
-        raise SegforgeError(
-            "these are weights of CoinCheung/BiSeNet, which mmsegmentation's BiSeNet would compute otherwise",
-            hint="model=bisenet_coincheung",
-        )
+    if is_coincheung(weights):
+        problem = "these are weights of CoinCheung/BiSeNet, which mmsegmentation's BiSeNet would compute otherwise"
+        raise SegforgeError(problem, hint="model=bisenet_coincheung")
     return weights
 
 
-ARCHITECTURE = Architecture(
-    build,
-    ("resnet18", "resnet50", "resnet101", "bisenetv2", "own"),
-    "backbone",
-    convert=convert,
-)
+ARCHITECTURE = Architecture(build, ("resnet18", "resnet50", "resnet101", "bisenetv2", "own"), "backbone", 1, convert)

@@ -8,52 +8,50 @@ it gives, for fixed sizes of everything but the batch:
 - classes [N, detections]: int64 class ids;
 - stuff [N, 1 + stuff classes, H/4, W/4]: probabilities; channel 0 is "some thing", absent classes are 0.
 
-What is left for the host, threshold and paste, is in `segforge.scores.decode`.
+What is left for the host, threshold and paste, is in `segforge.tasks.panoptic`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from segforge.architectures.base import Architecture
-from segforge.architectures.deformable import DeformableConv
-from segforge.architectures.panopticfcn_keys import from_detectron2
-from segforge.config import Inference
-from segforge.errors import SegforgeError, unknown_name
+from segforge.architectures.core.base import Architecture
+from segforge.architectures.core.deformable import DeformableConv
+from segforge.architectures.core.detectron2_keys import from_detectron2
+from segforge.config.network import Inference
+from segforge.config.rules import must
+from segforge.errors import unknown_name
 
-LEVELS = (3, 4, 5, 6, 7)  # log2 of the strides on which things and stuff are found
 SMOOTHING = (3, 3, 3, 5, 5)  # window of the average that position scores are mixed with, per level
-NORMS = ("GN", "BN")
+NORMS: dict[str, Callable[[int], nn.Module]] = {"GN": partial(nn.GroupNorm, 32), "BN": nn.BatchNorm2d}
 
 
 @dataclass(frozen=True)
 class Predictions:
     """What the losses read, per level from stride 8 to 128, and the encoded features at stride 4."""
 
-    centres: list[torch.Tensor]  # logits [N, things, h, w]
-    regions: list[torch.Tensor]  # logits [N, 1 + stuff, h, w]
-    kernels: list[torch.Tensor]  # [N, channels, h, w]
+    centres: Sequence[torch.Tensor]  # logits [N, things, h, w]
+    regions: Sequence[torch.Tensor]  # logits [N, 1 + stuff, h, w]
+    kernels: Sequence[torch.Tensor]  # [N, channels, h, w]
     features: torch.Tensor  # [N, embedding, H/4, W/4]
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind not in NORMS:
-        raise unknown_name("panopticfcn: norm", kind, NORMS)
-    return nn.GroupNorm(32, channels) if kind == "GN" else nn.BatchNorm2d(channels)
 
 
 def _conv(before: int, after: int, norm: str = "", *, deform: bool = False) -> nn.Sequential:
     """3x3 convolution, norm (with `norm` empty: a bias instead), ReLU."""
-    conv = (
-        DeformableConv(before, after, bias=not norm)
-        if deform
-        else nn.Conv2d(before, after, 3, padding=1, bias=not norm)
-    )
-    return nn.Sequential(conv, *([_norm(norm, after)] if norm else []), nn.ReLU())
+    if norm and norm not in NORMS:
+        raise unknown_name("panopticfcn: norm", norm, NORMS)
+    conv: Callable[..., nn.Module] = DeformableConv if deform else partial(nn.Conv2d, kernel_size=3, padding=1)
+    return nn.Sequential(conv(before, after, bias=not norm), *([NORMS[norm](after)] if norm else []), nn.ReLU())
+
+
+def _tower(before: int, after: int, convs: int, norm: str = "", *, deform: bool = False) -> nn.Sequential:
+    return nn.Sequential(*(_conv(after if i else before, after, norm, deform=deform) for i in range(convs)))
 
 
 def with_coordinates(features: torch.Tensor) -> torch.Tensor:
@@ -73,14 +71,10 @@ class Trunk(nn.Module):
         from torchvision import models
 
         network = getattr(models, name)(weights=None)
-        self.channels: list[int] = []
+        self.channels: list[int] = [network.fc.in_features // shrink for shrink in (8, 4, 2, 1)]
         for part, module in network.named_children():
-            if part == "fc" or part == "avgpool":
-                continue
-            self.add_module(part, module)
-            if part.startswith("layer"):
-                last = module[-1]
-                self.channels.append((last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels)
+            if part not in ("avgpool", "fc"):
+                self.add_module(part, module)
         if stride_in_1x1:  # as in the first ResNets (arXiv 1512.03385), whose weights Detectron2 starts from
             for block in (b for b in self.modules() if hasattr(b, "conv3")):
                 first, second = cast(nn.Conv2d, block.conv1), cast(nn.Conv2d, block.conv2)
@@ -95,112 +89,83 @@ class Trunk(nn.Module):
         return found
 
 
-class FeaturePyramid(nn.Module):
-    """Features of `channels` at strides 4 to 128 (arXiv 1612.03144), the last two from the one at 32."""
-
-    def __init__(self, inputs: Sequence[int], channels: int) -> None:
-        super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(before, channels, 1) for before in inputs)
-        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs)
-        self.p6 = nn.Conv2d(channels, channels, 3, 2, 1)
-        self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(cast(torch.Tensor, module.bias))
-
-    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
-        for i in range(len(merged) - 1, 0, -1):
-            merged[i - 1] = merged[i - 1] + functional.interpolate(merged[i], scale_factor=2.0, mode="nearest")
-        found = [output(x) for output, x in zip(self.output, merged, strict=True)]
-        found.append(self.p6(found[-1]))
-        found.append(self.p7(functional.relu(found[-1])))
-        return found
-
-
 class SemanticPyramid(nn.Module):
     """The features at strides 4 to 32 brought to stride 4 and added (arXiv 1901.02446)."""
 
-    def __init__(self, before: int, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.towers = nn.ModuleList(
-            nn.ModuleList(_conv(before if i == 0 else channels, channels, norm) for i in range(max(1, doublings)))
-            for doublings in range(4)
+            nn.ModuleList(_conv(channels, channels, norm) for _ in range(max(1, doublings))) for doublings in range(4)
         )
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        total: torch.Tensor | None = None
-        for doublings, (tower, x) in enumerate(zip(self.towers, features, strict=False)):
-            for conv in cast(nn.ModuleList, tower):
-                x = conv(x)
-                if doublings:
-                    x = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-            total = x if total is None else total + x
-        assert total is not None
-        return total
+    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        return reduce(torch.add, (self._grown(x, doublings) for doublings, x in enumerate(features[:4])))
+
+    def _grown(self, x: torch.Tensor, doublings: int) -> torch.Tensor:
+        for conv in cast(nn.ModuleList, self.towers[doublings]):
+            x = conv(x)
+            if doublings:
+                x = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return x
 
 
-class PositionHead(nn.Module):
-    """Where things have their centres and stuff its regions; shared by all levels."""
+class Head(nn.Module):
+    """A tower of convolutions and the maps that it ends in, `outs` of so many channels; shared by all levels."""
 
-    def __init__(self, channels: int, convs: int, things: int, stuff: int, norm: str, *, deform: bool) -> None:
+    def __init__(
+        self, before: int, channels: int, convs: int, norm: str, outs: Mapping[str, int], bias: float, deform: bool
+    ) -> None:
         super().__init__()
-        self.tower = nn.Sequential(*(_conv(channels, channels, norm, deform=deform) for _ in range(convs)))
-        self.out_inst = nn.Conv2d(channels, things, 3, padding=1)
-        self.out_sem = nn.Conv2d(channels, stuff, 3, padding=1)
-        for layer in (self.out_inst, self.out_sem):
+        self.tower = _tower(before, channels, convs, norm, deform=deform)
+        layers = {name: nn.Conv2d(channels, width, 3, padding=1) for name, width in outs.items()}
+        for name, layer in layers.items():
+            self.add_module(name, layer)
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(cast(torch.Tensor, layer.bias), -2.19)  # a probability of 0.1
+            nn.init.constant_(cast(torch.Tensor, layer.bias), bias)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        _, *layers = self.children()
         x = self.tower(x)
-        return self.out_inst(x), self.out_sem(x)
-
-
-class KernelHead(nn.Module):
-    """A kernel at each place; shared by all levels."""
-
-    def __init__(self, channels: int, convs: int, norm: str) -> None:
-        super().__init__()
-        self.tower = nn.Sequential(*(_conv(channels + 2 * (i == 0), channels, norm) for i in range(convs)))
-        self.out = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.normal_(self.out.weight, std=0.01)
-        nn.init.zeros_(cast(torch.Tensor, self.out.bias))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.out(self.tower(with_coordinates(x))))
+        return [layer(x) for layer in layers]
 
 
 class PanopticFCN(nn.Module):
-    """See the module's text; `build` names the options."""
+    """See the module's text. Starts with random weights; input height and width are multiples of 32.
+
+    `things` are the ids of the classes that are counted, the others are stuff. `deform`: DCNv2 (arXiv
+    1811.11168) in the position head. `inference` holds fields of `config.network.Inference`. Raises
+    `SegforgeError` where one kind of class is missing.
+    """
 
     def __init__(
         self,
         backbone: str,
         classes: int,
-        things: Sequence[int],
         *,
-        channels: int,
-        embedding: int,
-        convs: int,
-        norm: str,
-        deform: bool,
-        stride_in_1x1: bool,
-        inference: Inference,
+        things: Sequence[int],
+        channels: int = 256,
+        embedding: int = 64,
+        convs: int = 3,
+        norm: str = "GN",
+        deform: bool = False,
+        stride_in_1x1: bool = False,
+        inference: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        problem = f"panopticfcn: {len(things)} of {classes} classes are things"
+        must(0 < len(things) < classes, problem, "things and stuff, at least one each")
         self.things = list(things)
         self.stuff = [index for index in range(classes) if index not in things]
-        self.inference = inference
+        self.inference = Inference(**(inference or {}))
         self.backbone = Trunk(backbone, stride_in_1x1=stride_in_1x1)
-        self.fpn = FeaturePyramid(self.backbone.channels, channels)
-        self.semantic_fpn = SemanticPyramid(channels, channels, norm)
-        self.position_head = PositionHead(channels, convs, len(things), 1 + len(self.stuff), norm, deform=deform)
-        self.kernel_head = KernelHead(channels, convs, norm)
-        self.feature_encoder = nn.Sequential(
-            *(_conv(channels + 2 if i == 0 else embedding, embedding) for i in range(convs))
-        )
+        # Features of `channels` at strides 4 to 128 (arXiv 1612.03144), the last two from the one at 32.
+        self.fpn = FeaturePyramidNetwork(self.backbone.channels, channels, LastLevelP6P7(channels, channels))
+        self.semantic_fpn = SemanticPyramid(channels, norm)
+        # Where things have their centres and stuff its regions, with a probability of 0.1; and a kernel at each place.
+        positions = {"out_inst": len(things), "out_sem": 1 + len(self.stuff)}
+        self.position_head = Head(channels, channels, convs, norm, positions, bias=-2.19, deform=deform)
+        self.kernel_head = Head(channels + 2, channels, convs, norm, {"out": channels}, bias=0.0, deform=False)
+        self.feature_encoder = _tower(channels + 2, embedding, convs)
         self.thing_generator = nn.Conv2d(channels, embedding, 1)
         self.stuff_generator = nn.Conv2d(channels, embedding, 1)
         for layer in (self.thing_generator, self.stuff_generator):
@@ -208,15 +173,12 @@ class PanopticFCN(nn.Module):
             nn.init.zeros_(cast(torch.Tensor, layer.bias))
 
     def forward(self, images: torch.Tensor) -> "Predictions | tuple[torch.Tensor, ...]":
-        pyramid = self.fpn(self.backbone(images))
+        levels = {f"p{level}": x for level, x in enumerate(self.backbone(images), start=2)}
+        pyramid = list(self.fpn(levels).values())
         features = self.feature_encoder(with_coordinates(self.semantic_fpn(pyramid)))
-        positions = [self.position_head(x) for x in pyramid[1:]]
-        predictions = Predictions(
-            [centre for centre, _ in positions],
-            [region for _, region in positions],
-            [self.kernel_head(x) for x in pyramid[1:]],
-            features,
-        )
+        centres, regions = zip(*(self.position_head(x) for x in pyramid[1:]), strict=True)
+        kernels = [self.kernel_head(with_coordinates(x))[0] for x in pyramid[1:]]
+        predictions = Predictions(centres, regions, kernels, features)
         return predictions if self.training else self.decode(predictions)
 
     def decode(self, predictions: Predictions) -> tuple[torch.Tensor, ...]:
@@ -230,15 +192,14 @@ class PanopticFCN(nn.Module):
         scores = scores * (masks * inside).sum(2) / (inside.sum(2) + 1e-6)
         count = min(self.inference.detections, scores.shape[1])
         scores, order = scores.topk(count, dim=1)
-        kernels = _take(kernels, order)
-        masks = torch.matmul(kernels, flat).sigmoid().reshape(batch, count, height, width)
+        masks = torch.matmul(_take(kernels, order), flat).sigmoid().reshape(batch, count, height, width)
         stuff_kernels, present = self._fused_stuff(predictions)
         stuff = torch.matmul(stuff_kernels, flat).sigmoid() * present.unsqueeze(2)
         return masks, scores, classes.gather(1, order), stuff.reshape(batch, -1, height, width)
 
     def _fused_things(self, predictions: Predictions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Kernels [N, K, embedding], position scores [N, K] (0: none) and class ids [N, K], alike ones fused."""
-        found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        found = []
         for centre, kernel, window in zip(predictions.centres, predictions.kernels, SMOOTHING, strict=True):
             score = centre.sigmoid()
             score = (score + functional.avg_pool2d(score, window, 1, window // 2)) / 2
@@ -291,47 +252,6 @@ def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return rows.gather(1, index.unsqueeze(2).expand(-1, -1, rows.shape[2]))
 
 
-def build(
-    backbone: str,
-    classes: int,
-    *,
-    things: Sequence[int],
-    channels: int = 256,
-    embedding: int = 64,
-    convs: int = 3,
-    norm: str = "GN",
-    deform: bool = False,
-    stride_in_1x1: bool = False,
-    inference: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """The network, with random weights; input height and width are multiples of 32.
-
-    `things` are the ids of the classes that are counted, the others are stuff. `deform`: DCNv2 (arXiv
-    1811.11168) in the position head. `inference` holds fields of `config.Inference`. Raises
-    `SegforgeError` where one kind of class is missing.
-    """
-    if not things or len(things) >= classes:
-        raise SegforgeError(
-            f"panopticfcn: {len(things)} of {classes} classes are things",
-            expected="things and stuff, at least one each",
-        )
-    return PanopticFCN(
-        backbone,
-        classes,
-        things,
-        channels=channels,
-        embedding=embedding,
-        convs=convs,
-        norm=norm,
-        deform=deform,
-        stride_in_1x1=stride_in_1x1,
-        inference=Inference(**(inference or {})),
-    )
-
-
-def convert(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """A state dict of the original project (Detectron2's keys) as this network's; others as they are."""
-    return from_detectron2(weights)
-
-
-ARCHITECTURE = Architecture(build, ("resnet18", "resnet50", "resnet101"), "backbone", 32, convert)
+ARCHITECTURE = Architecture(
+    PanopticFCN, ("resnet18", "resnet50", "resnet101"), "backbone", 32, lambda _, weights: from_detectron2(weights)
+)

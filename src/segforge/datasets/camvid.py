@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from segforge.config import Dataset
-from segforge.datasets.base import SPLITS
-from segforge.datasets.checks import Samples, list_images, match_pairs
-from segforge.datasets.download import obtain
+from segforge.config.recipe import Dataset
+from segforge.config.rules import SPLITS
+from segforge.datasets.arrival.archives import obtain
+from segforge.datasets.arrival.checks import Samples, list_images, match_pairs, relative
 from segforge.errors import SegforgeError
 
 
@@ -18,15 +18,11 @@ def make(config: Dataset, folder: Path) -> Samples:
     obtain(config, root)
     rows: dict[str, list[dict[str, str]]] = {}
     for split in SPLITS:
-        for wanted in (split, f"{split}annot"):
-            if not (root / wanted).is_dir():
-                raise SegforgeError(
-                    f"CamVid/{wanted} is missing",
-                    expected="the folders train, trainannot, val, valannot, test and testannot",
-                )
-        pairs = match_pairs(list_images(root / split), list_images(root / f"{split}annot"), f"CamVid/{split}")
-        rows[split] = [
-            {"image": f"CamVid/{split}/{image.name}", "label": f"CamVid/{split}annot/{label.name}"}
-            for image, label in pairs
-        ]
+        images, labels = root / split, root / f"{split}annot"
+        for wanted in (images, labels):
+            if not wanted.is_dir():
+                known = "the folders train, trainannot, val, valannot, test and testannot"
+                raise SegforgeError(f"CamVid/{wanted.name} is missing", expected=known)
+        pairs = match_pairs(list_images(images), list_images(labels), f"CamVid/{split}")
+        rows[split] = [relative(folder, *pair) for pair in pairs]
     return {"semantic": rows}

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segforge.config import Dataset
-from segforge.datasets.base import read_label, read_label_ids
-from segforge.datasets.checks import Row, Samples, examined, match_pairs
-from segforge.datasets.download import obtain
-from segforge.datasets.panoptic import describe_segments, index_segments, runs, write_annotations, write_segment_ids
+from segforge.config.recipe import Dataset
+from segforge.datasets.arrival.archives import obtain
+from segforge.datasets.arrival.checks import Row, Samples, examined, match_pairs, relative
+from segforge.datasets.core import panoptic
+from segforge.datasets.core.images import read_label, read_label_ids
 from segforge.errors import SegforgeError
-from segforge.progress import say
+from segforge.terminal import say
 
 SPLITS = ("train", "val")  # the labels of `test` are not public
 # Class -> label id, in the order of the train ids; every other label is void.
@@ -56,24 +56,15 @@ def make(config: Dataset, folder: Path) -> Samples:
     """
     wrong = [task for task, names in config.classes.items() if names != list(LABELS)]
     if wrong:
-        raise SegforgeError(
-            f"{config.name}: the {' and '.join(wrong)} classes are not those of Cityscapes' train ids",
-            expected=f"in this order: {', '.join(LABELS)}",
-        )
-    if not (config.folder or config.archives):
-        raise SegforgeError(
-            "Cityscapes is behind a login and cannot be downloaded from here",
-            expected="your own copy: a folder that holds leftImg8bit and gtFine",
-            hint=f"python stages/download.py dataset={config.name} dataset.folder=<that folder>",
-        )
+        problem = f"{config.name}: the {' and '.join(wrong)} classes are not those of Cityscapes' train ids"
+        raise SegforgeError(problem, expected=f"in this order: {', '.join(LABELS)}")
     root = folder / "Cityscapes"
-    obtain(config, root, [f"{part}/{split}" for part in ("leftImg8bit", "gtFine") for split in SPLITS])
-    for part in ("leftImg8bit", "gtFine"):
-        for split in SPLITS:
-            if not (root / part / split).is_dir():
-                raise SegforgeError(
-                    f"{part}/{split} is missing", expected="leftImg8bit/{train,val} and gtFine/{train,val}"
-                )
+    parts = [f"{part}/{split}" for part in ("leftImg8bit", "gtFine") for split in SPLITS]
+    login = "Cityscapes is behind a login and cannot be downloaded from here"
+    obtain(config, root, parts, reason=login, layout="leftImg8bit and gtFine")
+    for part in parts:
+        if not (root / part).is_dir():
+            raise SegforgeError(f"{part} is missing", expected="leftImg8bit/{train,val} and gtFine/{train,val}")
     # Without `semantic` there is nothing to fall back on: each image is then named that has no instances.
     if {"semantic", "panoptic"} <= set(config.tasks) and not any(root.glob(f"gtFine/*/*/*{INSTANCE}")):
         say(f"{config.name}: there is no *{INSTANCE}: semantic labels only")
@@ -93,14 +84,10 @@ def _pairs(root: Path, split: str, suffix: str) -> list[tuple[Path, Path]]:
     def stem(path: Path) -> str:
         return path.name.removesuffix(IMAGE).removesuffix(suffix)
 
-    images, labels = (
-        sorted(root.glob(f"leftImg8bit/{split}/*/*{IMAGE}")),
-        sorted(root.glob(f"gtFine/{split}/*/*{suffix}")),
-    )
+    source = f"leftImg8bit/{split}"
+    images, labels = sorted(root.glob(f"{source}/*/*{IMAGE}")), sorted(root.glob(f"gtFine/{split}/*/*{suffix}"))
     if not images:
-        raise SegforgeError(
-            f"leftImg8bit/{split} holds no images", expected=f"leftImg8bit/{split}/<city>/<name>{IMAGE}"
-        )
+        raise SegforgeError(f"{source} holds no images", expected=f"{source}/<city>/<name>{IMAGE}")
     return match_pairs(images, labels, f"Cityscapes/{split} (*{suffix})", stem)
 
 
@@ -111,7 +98,7 @@ def _semantic(config: Dataset, folder: Path, root: Path, split: str) -> list[Row
         image, label = pair
         target = root / "semantic" / split / image.name.replace(IMAGE, ".png")
         Image.fromarray(_train_ids(read_label_ids(label), label)).save(target, compress_level=4)
-        return {"image": image.relative_to(folder).as_posix(), "label": target.relative_to(folder).as_posix()}
+        return relative(folder, image, target)
 
     return examined(convert, _pairs(root, split, LABEL), folder, f"{config.name}: train ids for {split}")
 
@@ -121,32 +108,26 @@ def _panoptic(config: Dataset, folder: Path, root: Path, split: str) -> list[Row
     target.mkdir()
     things = [config.classes["panoptic"].index(name) for name in config.things]
 
-    def convert(pair: tuple[Path, Path]) -> tuple[Path, Row, Row]:
+    def convert(pair: tuple[Path, Path]) -> tuple[Row, Row, Row]:
         image, label = pair
         values = read_label(label, ("I;16", "I;16B", "I"), "a 16-bit PNG of instance ids").astype(np.int32)
-        known = np.unique(values.reshape(-1)[runs(values)[0]])
+        known = np.unique(values.reshape(-1)[panoptic.runs(values)[0]])
         kinds = _train_ids(np.where(known < NUMBERED, known, known // NUMBERED), label)
         classes = {one: kind for one, kind in zip(known.tolist(), kinds.tolist(), strict=True) if kind != VOID}
         ids = np.where(np.isin(values, list(classes)), values, 0)
         crowds = [one for one, kind in classes.items() if kind in things and one < NUMBERED]
         name = image.name.replace(IMAGE, ".png")
-        write_segment_ids(target / name, ids)
+        panoptic.write_segment_ids(target / name, ids)
         height, width = ids.shape
         about = {"id": name.removesuffix(".png"), "file_name": image.name, "height": height, "width": width}
-        described = describe_segments(ids, classes, crowds)
-        return image, about, {"image_id": about["id"], "file_name": name, "segments_info": described}
+        described = panoptic.describe_segments(ids, classes, crowds)
+        row = relative(folder, image, target / name) | {"segments": panoptic.index_segments(described)}
+        return row, about, {"image_id": about["id"], "file_name": name, "segments_info": described}
 
     done = examined(convert, _pairs(root, split, INSTANCE), folder, f"{config.name}: segments for {split}")
-    annotations = [annotation for _, _, annotation in done]
-    write_annotations(root / f"panoptic_{split}.json", config, [about for _, about, _ in done], annotations)
-    return [
-        {
-            "image": image.relative_to(folder).as_posix(),
-            "label": (target / annotation["file_name"]).relative_to(folder).as_posix(),
-            "segments": index_segments(annotation["segments_info"]),
-        }
-        for image, _, annotation in done
-    ]
+    rows, images, annotations = (list(part) for part in zip(*done, strict=True))
+    panoptic.write_annotations(root / f"panoptic_{split}.json", config, images, annotations)
+    return rows
 
 
 def _train_ids(labels: NDArray[Any], path: Path) -> NDArray[np.uint8]:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from segforge.config import Dataset
-from segforge.datasets.checks import Row, Samples, list_images, refuse
-from segforge.datasets.download import obtain
-from segforge.datasets.panoptic import class_ids, index_segments
+from segforge.config.recipe import Dataset
+from segforge.datasets.arrival.archives import obtain
+from segforge.datasets.arrival.checks import Row, Samples, list_images, refuse, relative
+from segforge.datasets.core.panoptic import class_of_category, index_segments
 from segforge.errors import SegforgeError
-from segforge.progress import say
+from segforge.terminal import say
 
 SPLITS = {"train": "train2017", "val": "val2017"}
 PLACES = ("annotations/panoptic_{}.json", "annotations/panoptic_{}", "panoptic_{}", "{}")
@@ -22,15 +22,11 @@ def make(config: Dataset, folder: Path) -> Samples:
     JSON's categories in its order; crowds stay. Images that the JSON does not name are left out. Raises
     `SegforgeError` for missing files, other categories than the data set's config has, and unknown ones.
     """
-    if not (config.folder or config.archives):
-        raise SegforgeError(
-            "COCO's images are too large to be fetched from here",
-            expected="your own copy: a folder with annotations/panoptic_{train,val}2017.json, "
-            "panoptic_{train,val}2017/, train2017/ and val2017/",
-            hint=f"python stages/download.py dataset={config.name} dataset.folder=<that folder>",
-        )
     root = folder / "COCO"
-    obtain(config, root, [place.format(name) for name in SPLITS.values() for place in PLACES])
+    parts = [place.format(name) for name in SPLITS.values() for place in PLACES]
+    large = "COCO's images are too large to be fetched from here"
+    layout = "annotations/panoptic_{train,val}2017.json, panoptic_{train,val}2017/, train2017/ and val2017/"
+    obtain(config, root, parts, reason=large, layout=layout)
     return {"panoptic": {split: _rows(config, folder, root, name) for split, name in SPLITS.items()}}
 
 
@@ -43,31 +39,24 @@ def _rows(config: Dataset, folder: Path, root: Path, name: str) -> list[Row]:
             raise SegforgeError(f"{what} is missing", expected=f"{source}, panoptic_{name}/*.png and {name}/*.jpg")
     try:
         raw = json.loads((root / source).read_bytes())
-        classes = class_ids(config, raw["categories"], source)
+        classes = class_of_category(config, raw["categories"], source)
         files = {image["id"]: image["file_name"] for image in raw["images"]}
         annotations = {row["file_name"]: (row["image_id"], row["segments_info"]) for row in raw["annotations"]}
         if len(annotations) < len(raw["annotations"]):
             raise ValueError("one PNG has two rows")
         problems, rows = _matched(root / name, labels, files, annotations, classes)
     except (ValueError, KeyError, TypeError) as error:
-        raise SegforgeError(
-            f"{source} is no panoptic JSON of COCO: {type(error).__name__}: {error}",
-            expected="images, annotations with segments_info, and categories",
-        ) from error
+        problem = f"{source} is no panoptic JSON of COCO: {type(error).__name__}: {error}"
+        raise SegforgeError(problem, expected="images, annotations with segments_info, and categories") from error
     refuse(problems, f"{source} does not fit what lies beside it", "an image, a PNG and known categories for each row")
     spare = len(list_images(root / name)) - len(rows)
     if spare:
         say(f"{config.name}: {spare} images of {name} are not in {source}: left out")
-    place = {"image": root / name, "label": labels}
-    return [row | {key: (at / row[key]).relative_to(folder).as_posix() for key, at in place.items()} for row in rows]
+    return [row | relative(folder, root / name / row["image"], labels / row["label"]) for row in rows]
 
 
 def _matched(
-    images: Path,
-    labels: Path,
-    files: dict[Any, str],
-    annotations: dict[str, tuple[Any, list[dict[str, Any]]]],
-    classes: dict[int, int],
+    images: Path, labels: Path, files: dict[Any, str], annotations: dict[str, tuple[Any, Any]], classes: dict[int, int]
 ) -> tuple[list[str], list[Row]]:
     """What is wrong with the annotations, and the rows of those that are sound (file names only)."""
     there, drawn = ({path.name for path in list_images(folder)} for folder in (images, labels))

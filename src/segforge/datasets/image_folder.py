@@ -4,23 +4,22 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from segforge.config import Dataset
-from segforge.datasets.base import SPLITS
-from segforge.datasets.checks import SHOWN, Samples, hash_files, list_images, refuse
-from segforge.datasets.download import obtain
-from segforge.errors import SegforgeError
+from segforge.config.recipe import Dataset
+from segforge.config.rules import SPLITS
+from segforge.datasets.arrival.archives import obtain
+from segforge.datasets.arrival.checks import Samples, hash_files, list_images, refuse
+from segforge.errors import SegforgeError, few
 from segforge.files import write_json
-from segforge.progress import say
+from segforge.terminal import say
 
 
 def make(config: Dataset, folder: Path) -> Samples:
     """Bring the class folders into `folder`/images, and drop exact duplicates from the samples.
 
-    Of equal images in one class the first is kept; of equal images in several classes none, since the
-    label is unknown. Both are listed in duplicates.json. Without train/val/test folders the first
-    digits of an image's SHA-256 choose its split (70/10/20 in 100). Class names come from the folders:
-    where conf/dataset names none, they are set in `config`; elsewhere `SegforgeError` when they differ.
-    A class folder without images is refused too.
+    Of equal images in one class the first is kept; of equal images in several classes none, since the label is
+    unknown. Both are listed in duplicates.json. Without train/val/test folders the first digits of an image's
+    SHA-256 choose its split (70/10/20 in 100). Class names come from the folders: where conf/dataset names none,
+    they are set in `config`. Raises `SegforgeError` where they differ, and for a class without images.
     """
     root = folder / "images"
     obtain(config, root)
@@ -29,20 +28,16 @@ def make(config: Dataset, folder: Path) -> Samples:
     found = [path for parent in split_folders for path in sorted(parent.iterdir()) if path.is_dir()]
     names = sorted({path.name for path in found})
     if len(names) < 2:
-        raise SegforgeError(
-            f"{config.name}: class folders found: {', '.join(names) or 'none'}",
-            expected="two or more, one folder of images per class, or train/, val/ and test/ with such folders",
-        )
+        expected = "two or more, one folder of images per class, or train/, val/ and test/ with such folders"
+        raise SegforgeError(f"{config.name}: class folders found: {', '.join(names) or 'none'}", expected=expected)
     images = {p.relative_to(folder).as_posix(): path.name for path in found for p in list_images(path)}
     bare = sorted({*names} - {*images.values()})
     refuse(bare, f"{config.name} has class folders without images", "images directly in the folder of each class")
     given = config.classes.get("classification") or names
     if sorted(given) != names:
-        raise SegforgeError(
-            f"{config.name}: the class folders are {', '.join(names)}",
-            expected=f"those of conf/dataset: {', '.join(given)}",
-            hint=f"dataset.classes.classification=[{','.join(names)}]",
-        )
+        problem, known = f"{config.name}: the class folders are {', '.join(names)}", ", ".join(given)
+        hint = f"dataset.classes.classification=[{','.join(names)}]"
+        raise SegforgeError(problem, expected=f"those of conf/dataset: {known}", hint=hint)
     config.classes["classification"] = given
     surplus = sum(p.is_file() for p in root.rglob("*")) - len(images)
     if surplus:
@@ -51,7 +46,9 @@ def make(config: Dataset, folder: Path) -> Samples:
     by_folder = split_folders != [root]
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for image in sorted(images):
-        split = image.split("/")[1] if by_folder else _split(hashes[image])
+        draw = int(hashes[image][:8], 16) % 100
+        drawn = "train" if draw < 70 else "val" if draw < 80 else "test"
+        split = image.split("/")[1] if by_folder else drawn
         groups[split, hashes[image]].append(image)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS if not by_folder or split in entries}
     duplicates = []
@@ -61,19 +58,9 @@ def make(config: Dataset, folder: Path) -> Samples:
             duplicates.append({"files": equal, "kept": equal[:1] if unanimous else []})
         if unanimous:
             rows[split].append({"image": equal[0], "label": given.index(images[equal[0]])})
-    _report(config.name, folder, duplicates)
-    return {"classification": rows}
-
-
-def _split(sha256: str) -> str:
-    draw = int(sha256[:8], 16) % 100
-    return "train" if draw < 70 else "val" if draw < 80 else "test"
-
-
-def _report(name: str, folder: Path, duplicates: list[dict[str, list[str]]]) -> None:
     write_json(folder / "duplicates.json", duplicates)
     for kept, what in ((True, "in one class, the first kept"), (False, "in several classes, all dropped")):
         listed = [" = ".join(group["files"]) for group in duplicates if bool(group["kept"]) == kept]
         if listed:
-            more = f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-            say(f"{name}: {len(listed)} groups of equal images {what}: {'; '.join(listed[:SHOWN])}{more}")
+            say(f"{config.name}: {len(listed)} groups of equal images {what}: {few(listed, '; ')}")
+    return {"classification": rows}

@@ -11,15 +11,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from segforge.config import TASKS, Dataset
-from segforge.datasets.base import SPLITS
-from segforge.datasets.checks import Samples
-from segforge.datasets.panoptic import describe_segments, index_segments, write_annotations, write_segment_ids
+from segforge.config.recipe import Dataset
+from segforge.config.rules import SPLITS, TASKS
+from segforge.datasets.arrival.checks import Samples
+from segforge.datasets.core.panoptic import describe_segments, index_segments, write_annotations, write_segment_ids
 from segforge.errors import SegforgeError
-from segforge.progress import track
+from segforge.terminal import track
 
 STUFF = ("sky", "ground", "wall")
 FORMS = {"ball": "disc", "bubble": "disc", "cone": "triangle", "tent": "triangle", "star": "star"}
@@ -30,6 +31,8 @@ OVERSAMPLE = 4  # outlines are drawn this much larger and averaged
 TURN = 2 * math.pi
 
 Rgb = NDArray[np.int32]  # [height, width, 3], not yet clipped to 0..255
+Pixels = NDArray[np.uint8]
+Cover = NDArray[np.int32]  # [height, width], how much of each pixel an outline covers, 0..255
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,8 @@ def make(config: Dataset, folder: Path) -> Samples:
     if sorted(semantic) != sorted((*STUFF, *FORMS)) or not kinds <= set(FORMS):
         raise SegforgeError("shapes draws other classes", expected=f"{', '.join((*STUFF, *FORMS))}, in any order")
     if config.classes.get("panoptic") != semantic:
-        raise SegforgeError(
-            "shapes numbers panoptic classes as semantic ones",
-            expected=f"dataset.classes.panoptic=[{','.join(semantic)}]",
-        )
+        expected = f"dataset.classes.panoptic=[{','.join(semantic)}]"
+        raise SegforgeError("shapes numbers panoptic classes as semantic ones", expected=expected)
     if not config.things:
         raise SegforgeError("dataset.things is empty", expected=f"some of {', '.join(FORMS)}")
     try:
@@ -76,72 +77,63 @@ def make(config: Dataset, folder: Path) -> Samples:
         if not isinstance(given, list) or len(given) != 2 or not 0 <= given[0] <= given[1]:
             raise SegforgeError(f"dataset.options.{name}={given}", expected="[least, most]")
     samples: Samples = {task: {split: [] for split in SPLITS} for task in TASKS}
-    for number, split in enumerate(SPLITS):
-        # A generator per image, so that an image does not depend on how many come before it.
-        _draw_scenes(config, options, folder, split, [options.seed, number, 0], samples)
+    for split in SPLITS:
+        _draw_scenes(config, options, folder, split, samples)
         if "classification" in config.tasks:
-            _draw_objects(config, options, folder, split, [options.seed, number, 1], samples)
+            _draw_objects(config, options, folder, split, samples)
     return {task: samples[task] for task in config.tasks}
 
 
-def _draw_scenes(
-    config: Dataset, options: Options, folder: Path, split: str, seed: list[int], samples: Samples
-) -> None:
-    kinds = {"image": f"scenes/{split}", "semantic": f"semantic/{split}", "panoptic": f"panoptic_{split}"}
-    for kind in kinds.values():
-        (folder / kind).mkdir(parents=True)
+def _draw_scenes(config: Dataset, options: Options, folder: Path, split: str, samples: Samples) -> None:
+    parents = f"scenes/{split}", f"semantic/{split}", f"panoptic_{split}"
+    for parent in parents:
+        (folder / parent).mkdir(parents=True)
     images, annotations = [], []
     for index in track(range(options.scenes.get(split, 0)), f"shapes: scenes for {split}", unit="images"):
-        image, ids, instances = _scene(np.random.default_rng([*seed, index]), options, config)
-        paths = {kind: f"{parent}/{index:05d}.png" for kind, parent in kinds.items()}
-        _save(folder / paths["image"], image)
-        _save(folder / paths["semantic"], ids)
-        write_segment_ids(folder / paths["panoptic"], instances)
+        # A generator per image, so that an image does not depend on how many come before it.
+        rng = default_rng([options.seed, SPLITS.index(split), 0, index])
+        pixels, ids, instances = _scene(rng, options, config)
         name = f"{index:05d}.png"
+        image, semantic, panoptic = (f"{parent}/{name}" for parent in parents)
+        _save(folder / image, pixels)
+        _save(folder / semantic, ids)
+        write_segment_ids(folder / panoptic, instances)
         segments = describe_segments(instances, {i: i % 256 - 1 for i in np.unique(instances).tolist()})
         images.append({"id": index, "file_name": name, "height": config.height, "width": config.width})
         annotations.append({"image_id": index, "file_name": name, "segments_info": segments})
-        row = {"image": paths["image"], "label": paths["panoptic"], "segments": index_segments(segments)}
-        samples["panoptic"][split].append(row)
-        samples["semantic"][split].append({"image": paths["image"], "label": paths["semantic"]})
+        samples["semantic"][split].append({"image": image, "label": semantic})
+        samples["panoptic"][split].append({"image": image, "label": panoptic, "segments": index_segments(segments)})
     write_annotations(folder / f"panoptic_{split}.json", config, images, annotations)
 
 
-def _draw_objects(
-    config: Dataset, options: Options, folder: Path, split: str, seed: list[int], samples: Samples
-) -> None:
+def _draw_objects(config: Dataset, options: Options, folder: Path, split: str, samples: Samples) -> None:
     (folder / "objects" / split).mkdir(parents=True)
     names = config.classes["classification"]
     for index in track(range(options.objects.get(split, 0)), f"shapes: single things for {split}", unit="images"):
-        label = index % len(names)
-        path = f"objects/{split}/{index:05d}.png"
-        _save(folder / path, _single(np.random.default_rng([*seed, index]), options, names[label]))
+        rng = default_rng([options.seed, SPLITS.index(split), 1, index])
+        label, path = index % len(names), f"objects/{split}/{index:05d}.png"
+        _save(folder / path, _single(rng, options, names[label]))
         samples["classification"][split].append({"image": path, "label": label})
 
 
-def _scene(
-    rng: np.random.Generator, options: Options, config: Dataset
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int32]]:
+def _scene(rng: Generator, options: Options, config: Dataset) -> tuple[Pixels, Pixels, NDArray[np.int32]]:
     """One scene: the image, its class ids, and its panoptic ids (0 where void)."""
     height, width = config.height, config.width
     names = config.classes["semantic"]
-    rows = np.arange(height)[:, None]
+    rows, columns = np.arange(height)[:, None], np.arange(width)
     horizon = int(rng.integers(height * 2 // 5, height * 3 // 5))
-    skyline = horizon + ((np.arange(width) - width // 2) * int(rng.integers(-12, 13)) // width)
+    skyline = horizon + (columns - width // 2) * int(rng.integers(-12, 13)) // width
     left, breadth = int(rng.integers(-20, width - 40)), int(rng.integers(48, 96))
     foot, top = int(rng.integers(4, 16)), int(rng.integers(24, 44))
-    columns = np.arange(width)
     wall = ((columns >= left) & (columns < left + breadth))[None] & (rows > horizon - top) & (rows < horizon + foot)
     sky, ground = names.index("sky"), names.index("ground")
     stuff = np.where(wall, names.index("wall"), np.where(rows < skyline[None], sky, ground))
     image = np.zeros((height, width, 3), np.int32)
     for name in STUFF:
         image = np.where((stuff == names.index(name))[..., None], _texture(rng, name, height, width), image)
-    ids = stuff.astype(np.uint8)
-    instances = stuff.astype(np.int32) + 1
-    things = config.things
+    ids, instances = stuff.astype(np.uint8), stuff.astype(np.int32) + 1
     for number in range(1, 1 + int(rng.integers(options.things_per_scene[0], options.things_per_scene[1] + 1))):
-        name = things[int(rng.integers(len(things)))]
+        name = config.things[int(rng.integers(len(config.things)))]
         radius = int(rng.integers(options.radius[0], options.radius[1] + 1))
         centre = int(rng.integers(width)), int(rng.integers(height))
         cover = _cover(rng, FORMS[name], centre, radius, height, width)
@@ -153,7 +145,7 @@ def _scene(
     return _finish(rng, options, image), ids, instances
 
 
-def _single(rng: np.random.Generator, options: Options, name: str) -> NDArray[np.uint8]:
+def _single(rng: Generator, options: Options, name: str) -> Pixels:
     """A picture of one thing, whole or nearly so, over one texture and small scraps of any colour."""
     side = OBJECT_SIDE
     image = _texture(rng, STUFF[int(rng.integers(len(STUFF)))], side, side)
@@ -168,7 +160,7 @@ def _single(rng: np.random.Generator, options: Options, name: str) -> NDArray[np
     return _finish(rng, options, _paint(rng, options, name, cover, image))
 
 
-def _texture(rng: np.random.Generator, name: str, height: int, width: int) -> Rgb:
+def _texture(rng: Generator, name: str, height: int, width: int) -> Rgb:
     """A background of one stuff class: a gradient with clouds, speckle with stripes, or bricks."""
     rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
     base = np.array(STUFF_RGB[name]) + rng.integers(-14, 15, 3)
@@ -187,27 +179,21 @@ def _texture(rng: np.random.Generator, name: str, height: int, width: int) -> Rg
     return (base + shade[..., None]).astype(np.int32)
 
 
-def _blobs(rng: np.random.Generator, height: int, width: int, size: int) -> NDArray[np.int64]:
+def _blobs(rng: Generator, height: int, width: int, size: int) -> NDArray[np.int64]:
     """Slow changes of brightness from -size to size."""
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR)).astype(np.int64)
     return (smooth - 128) * size // 128
 
 
-def _cover(
-    rng: np.random.Generator, form: str, centre: tuple[int, int], radius: int, height: int, width: int
-) -> NDArray[np.int32]:
-    """How much of each pixel a turned outline covers, 0..255."""
+def _cover(rng: Generator, form: str, centre: tuple[int, int], radius: int, height: int, width: int) -> Cover:
+    """A turned outline."""
     turn = int(rng.integers(360)) / 360 * TURN
     squeeze = int(rng.integers(80, 101)) / 100
-    if form == "disc":
-        spokes = [(step / 40 * TURN, 1.0) for step in range(40)]
-    elif form == "triangle":
-        spokes = [(step / 3 * TURN, 1.15) for step in range(3)]
-    else:
-        spokes = [(step / 10 * TURN, 1.2 if step % 2 else 0.52) for step in range(10)]
+    reaches = {"disc": 40 * [1.0], "triangle": 3 * [1.15], "star": 5 * [0.52, 1.2]}[form]  # of each spoke, in radii
     points = []
-    for angle, reach in spokes:
+    for step, reach in enumerate(reaches):
+        angle = step / len(reaches) * TURN
         x, y = reach * radius * math.cos(angle), reach * radius * squeeze * math.sin(angle)
         turned = x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)
         points.append(tuple(round((c + t) * OVERSAMPLE) for c, t in zip(centre, turned, strict=True)))
@@ -216,7 +202,7 @@ def _cover(
     return np.asarray(large.reduce(OVERSAMPLE)).astype(np.int32)
 
 
-def _paint(rng: np.random.Generator, options: Options, name: str, cover: NDArray[np.int32], image: Rgb) -> Rgb:
+def _paint(rng: Generator, options: Options, name: str, cover: Cover, image: Rgb) -> Rgb:
     """Lay a thing in a hue of its class over the image, shaded across and faintly striped."""
     height, width = cover.shape
     hues = HUES[name]
@@ -235,7 +221,7 @@ def _paint(rng: np.random.Generator, options: Options, name: str, cover: NDArray
     return painted
 
 
-def _finish(rng: np.random.Generator, options: Options, image: Rgb) -> NDArray[np.uint8]:
+def _finish(rng: Generator, options: Options, image: Rgb) -> Pixels:
     """Light that changes over the picture, then noise on every value."""
     height, width = image.shape[:2]
     change = round(options.illumination * 256)
@@ -248,5 +234,5 @@ def _finish(rng: np.random.Generator, options: Options, image: Rgb) -> NDArray[n
     return np.asarray(noisy.clip(0, 255), np.uint8)
 
 
-def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+def _save(path: Path, pixels: Pixels) -> None:
     Image.fromarray(pixels).save(path, compress_level=4)

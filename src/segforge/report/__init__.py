@@ -1,1 +1,1 @@
-"""What a user reads: figures, the page, predictions."""
+"""What a user reads: figures and the page."""

@@ -1,102 +1,56 @@
 """Every engine of the catalogue with all that the stages wrote about it."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from segforge.config import EngineConfig, engine_config
 from segforge.errors import SegforgeError
 from segforge.files import read_csv, read_json
+from segforge.graph.file import read_passport
 from segforge.layout import EnginePaths
-from segforge.onnx.metadata import OnnxMetadata, read_metadata
-
-BASELINE = ("torch", "fp32")  # runtime and precision that speed-ups are against, on the same device
+from segforge.passport import Passport
 
 
-@dataclass(frozen=True)
 class EngineRecord:
-    """One engine of the catalogue; what a stage has not written yet is None or empty."""
+    """One engine of the catalogue; what a stage has not written yet is empty.
 
-    variant: str
-    device: str
-    runtime: str
-    precision: str
+    So are verdict (`gate`) and timed figures (`benchmark`, and what stands with them) of another engine than
+    the one that is scored.
+    """
 
-    @property
-    def target(self) -> str:
-        return f"{self.device}-{self.runtime}"
+    def __init__(self, variant: str, device: str, runtime: str, precision: str) -> None:
+        self.variant, self.device, self.runtime, self.precision = variant, device, runtime, precision
+        self.target, self.name = f"{device}-{runtime}", f"{runtime} {precision}"
+        self.label = f"{self.target} {precision}"
+        self.paths = paths = EnginePaths(variant, self.target, precision)
+        self.evaluate = _json(paths.metrics("evaluate"))
+        self.ledger = _csv(paths.detail("evaluate", "ledger.csv"))
+        self.classes = _csv(paths.detail("evaluate", "classes.csv"))
+        self.gate, self.benchmark = self._of_scored("gate"), self._of_scored("benchmark")
+        self.record = _json(paths.detail("benchmark", "record.json")) if self.benchmark else {}
+        self.sweep = _csv(paths.detail("benchmark", "sweep.csv")) if self.benchmark else []
+        self.layers = _csv(paths.detail("benchmark", "layers.csv")) if self.benchmark else []
+        # The very command that gave the timed figures.
+        self.timed_by = str(self.record.get("command") or paths.command("benchmark"))
 
-    @property
-    def name(self) -> str:
-        return f"{self.runtime} {self.precision}"
-
-    @property
-    def paths(self) -> EnginePaths:
-        return EnginePaths(self.variant, self.target, self.precision)
-
-    def command(self, stage: str) -> str:
-        """What to type to run a stage for this engine."""
-        return self.paths.command(stage)
-
-    @property
-    def timed_by(self) -> str:
-        """The very command that gave the timed figures."""
-        return str(self.record.get("command") or self.command("benchmark"))
+    def _of_scored(self, stage: str) -> dict[str, Any]:
+        found = _json(self.paths.metrics(stage))
+        return found if found.get("engine_sha256") == self.evaluate.get("engine_sha256") else {}
 
     @cached_property
-    def evaluate(self) -> dict[str, Any] | None:
-        return _json(self.paths.metrics("evaluate"))
-
-    @cached_property
-    def gate(self) -> dict[str, Any] | None:
-        """The verdict; None when another engine passed than the one that is scored."""
-        return self._of_scored(_json(self.paths.metrics("gate")))
-
-    @cached_property
-    def benchmark(self) -> dict[str, Any] | None:
-        """The timed figures; None when another engine was timed than the one that is scored."""
-        return self._of_scored(_json(self.paths.metrics("benchmark")))
-
-    def _of_scored(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
-        scored = self.evaluate and self.evaluate["engine_sha256"]
-        return found if found and found.get("engine_sha256") == scored else None
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """The circumstances of the timed figures: command, versions, the size of the input."""
-        return (self.benchmark and _json(self.paths.detail("benchmark", "record.json"))) or {}
-
-    @cached_property
-    def ledger(self) -> list[dict[str, str]]:
-        return _csv(self.paths.detail("evaluate", "ledger.csv"))
-
-    @cached_property
-    def classes(self) -> list[dict[str, str]]:
-        return _csv(self.paths.detail("evaluate", "classes.csv"))
-
-    @cached_property
-    def sweep(self) -> list[dict[str, str]]:
-        return _csv(self.paths.detail("benchmark", "sweep.csv")) if self.benchmark else []
-
-    @cached_property
-    def layers(self) -> list[dict[str, str]]:
-        return _csv(self.paths.detail("benchmark", "layers.csv")) if self.benchmark else []
-
-    @cached_property
-    def metadata(self) -> OnnxMetadata | None:
-        return read_metadata(self.paths.typed, made_by="") if self.paths.typed.is_file() else None
+    def passport(self) -> Passport | None:
+        return read_passport(self.paths.typed, made_by="") if self.paths.typed.is_file() else None
 
     @property
     def missing(self) -> str:
         """Why this engine has no complete row and what to type; empty when it has one."""
-        if self.evaluate is None:
-            return f"not scored: {self.command('evaluate')}"
-        if self.benchmark is None:
+        if not self.evaluate:
+            return f"not scored: {self.paths.command('evaluate')}"
+        if not self.benchmark:
             stale = self.paths.metrics("benchmark").is_file()
-            return f"{'another engine was timed' if stale else 'not timed'}: {self.command('benchmark')}"
+            return f"{'another engine was timed' if stale else 'not timed'}: {self.paths.command('benchmark')}"
         return ""
 
     def scores(self) -> dict[int, float]:
@@ -108,34 +62,20 @@ class EngineRecord:
         compute = [row for row in self.sweep if row["quantity"] == "compute" and row["p50_ms"]]
         return {int(row["batch"]): float(row["p50_ms"]) for row in compute}
 
-    def config(self) -> EngineConfig:
-        """The engine half's config, composed as its stages compose it."""
-        return engine_config(self.variant, self.target, self.precision)
-
 
 def read_catalogue() -> list[EngineRecord]:
     """The engines of params.yaml, in its order."""
     path = Path("params.yaml")
     if not path.is_file():
         raise SegforgeError(f"{path} is missing", expected="the catalogue", hint="cd to the project's root")
-    catalogue = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(catalogue, dict)
-    return [
-        EngineRecord(row["variant"], row["device"], row["runtime"], row["precision"])
-        for row in (catalogue.get("engines") or {}).values()
-    ]
+    catalogue: Any = OmegaConf.load(path)
+    rows = (catalogue.get("engines") or {}).values()
+    return [EngineRecord(row.variant, row.device, row.runtime, row.precision) for row in rows]
 
 
-def baseline_of(engine: EngineRecord, engines: list[EngineRecord]) -> EngineRecord | None:
-    """The engine that speed-ups of `engine` are against: torch fp32 on the same device."""
-    for other in engines:
-        if (other.variant, other.device, other.runtime, other.precision) == (engine.variant, engine.device, *BASELINE):
-            return other
-    return None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return read_json(path, made_by="the stage that wrote it, again") if path.is_file() else None
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(path, made_by="the stage that wrote it, again") if path.is_file() else {}
+    return found
 
 
 def _csv(path: Path) -> list[dict[str, str]]:

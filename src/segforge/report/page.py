@@ -2,45 +2,39 @@
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from segforge import config, layout
-from segforge.datasets.base import Sample, load_index, read_image, read_label_ids
-from segforge.datasets.panoptic import read_panoptic, resized, semantic_of
-from segforge.datasets.preprocess import resize_ids
+from segforge import layout
+from segforge.config.compose import budget, engine_config, precision_row
+from segforge.datasets.core.images import read_image
+from segforge.datasets.core.index import load_index
+from segforge.engines.engine import Engine
 from segforge.errors import SegforgeError
+from segforge.evaluation import infer
 from segforge.files import read_json, write_text
-from segforge.onnx.metadata import OnnxMetadata
 from segforge.report import plots
 from segforge.report.catalogue import EngineRecord
 from segforge.report.figures import summary
-from segforge.report.overlay import jpeg, overlay, palette
-from segforge.runtimes.build import open_engine
-from segforge.scores.decode import class_ids, segments_of
-from segforge.scores.evaluate import infer
+from segforge.tasks import task_of
+from segforge.tasks.core.overlay import jpeg, palette
 
-PICTURES = {"semantic": 4, "panoptic": 4, "classification": 12}
 LAYERS = 5
+SIGNS = {"circle": "●", "square": "■", "diamond": "◆", "triangle": "▲"}
+plots.TEMPLATES.filters["figure"] = lambda value, form: "–" if value is None else form.format(value)
 
 
 def write_page(title: str, engines: list[EngineRecord]) -> None:
     """Write metrics/report/report.html: no outside resource, no time of day, the same bytes for the same inputs."""
-    variants = dict.fromkeys(engine.variant for engine in engines)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["figure"] = lambda value, form: "–" if value is None else form.format(value)
-    page = environment.get_template("page.html").render(
+    probed = {engine.device: layout.machine(engine.device) for engine in engines}
+    page = plots.TEMPLATES.get_template("page.html").render(
         title=title,
-        machine=read_json(layout.MACHINE, made_by="python stages/probe.py") if layout.MACHINE.is_file() else None,
         engines=engines,
-        runtimes=list(dict.fromkeys(engine.runtime for engine in engines)),
-        variants=[_variant(name, engines) for name in variants],
+        variants=[_variant(name, engines) for name in dict.fromkeys(engine.variant for engine in engines)],
+        signs=[(SIGNS[precision_row(name).mark.shape], name) for name in dict.fromkeys(e.precision for e in engines)],
+        machines={d: read_json(path, made_by="python stages/probe.py") for d, path in probed.items() if path.is_file()},
     )
     write_text(layout.REPORT, page)
 
@@ -51,16 +45,18 @@ def _variant(name: str, engines: list[EngineRecord]) -> dict[str, Any]:
     timed = [(engine, line) for engine, line in lines if line["latency"][0] is not None]
     passed = sorted((pair for pair in timed if pair[0].gate), key=lambda pair: pair[1]["latency"][0])
     scored = [engine for engine in own if engine.evaluate]
+    first = scored[0].evaluate if scored else {}
+    metric, batches = first.get("metric", "score"), lines[0][1]["batches"]
     return {
         "name": name,
-        "metric": scored[0].evaluate["metric"] if scored and scored[0].evaluate else "score",
-        "void": scored[0].evaluate.get("void", "") if scored and scored[0].evaluate else "",
-        "metadata": next((engine.metadata for engine in own if engine.metadata), None),
+        "metric": metric,
+        "void": first.get("void", ""),
+        "passport": next((engine.passport for engine in own if engine.passport), None),
         "lines": lines,
-        "batches": next((line["batches"] for _, line in timed), []),
+        "batches": batches,
         "best": passed[0] if passed else None,
-        "charts": _charts(timed, scored),
-        "ledgers": [_ledger(engine) for engine in scored],
+        "charts": _charts(timed, metric, batches[0]) if timed else None,
+        "ledgers": [(engine, _ledger(engine)) for engine in scored],
         "classes": _classes(scored),
         "layers": [(engine, _layers(engine)) for engine in scored if engine.layers],
         "pictures": _pictures(passed[0][0] if passed else scored[0] if scored else None),
@@ -68,62 +64,42 @@ def _variant(name: str, engines: list[EngineRecord]) -> dict[str, Any]:
 
 
 def _series(engine: EngineRecord, points: Sequence[tuple[float, float]]) -> plots.Series:
-    return plots.Series(engine.runtime, engine.precision, points)
+    look = precision_row(engine.precision).mark
+    return plots.Series(engine.runtime, engine.precision, points, look.shape, look.dash)
 
 
-def _charts(timed: list[tuple[EngineRecord, dict[str, Any]]], scored: list[EngineRecord]) -> list[tuple[str, Any, str]]:
-    if not timed:
-        return []
-    metric = scored[0].evaluate["metric"] if scored[0].evaluate else "score"
-    batch = timed[0][1]["batches"][0]
-    points = [_series(e, [(line["latency"][0], line["score"])]) for e, line in timed]
-    sweeps = [_series(e, sorted(e.latency().items())) for e, _ in timed]
+def _charts(timed: list[tuple[EngineRecord, dict[str, Any]]], metric: str, batch: int) -> dict[str, Any]:
+    """The charts of the engines that were timed at `batch`, the smallest; none of limits where there are none."""
+    points = [_series(engine, [(line["latency"][0], line["score"])]) for engine, line in timed]
+    sweeps = [_series(engine, sorted(engine.latency().items())) for engine, _ in timed]
     limits = [
-        (_series(e, []), float(row["limit_fraction"]), float(row["p50_ms"]), float(row["limit_ms"]))
-        for e, _ in timed
-        for row in e.sweep
+        (_series(engine, []), float(row["limit_fraction"]), float(row["p50_ms"]), float(row["limit_ms"]))
+        for engine, _ in timed
+        for row in engine.sweep
         if row["quantity"] == "compute" and int(row["batch"]) == batch and row["limit_fraction"]
     ]
-    charts = [
-        (
-            f"{metric} against latency",
-            plots.score_against_latency(points, metric, batch),
-            "The line is the Pareto front: nothing is both faster and better than what lies on it (names in bold).",
-        ),
-        (
-            "Latency against batch",
-            plots.latency_against_batch(sweeps),
-            "Median of the computation alone, on logarithmic axes. Solid: fp32; dashed: bf16 or fp16; dotted: int8.",
-        ),
-    ]
-    if limits:
-        note = (
-            "Share of the limit that each engine reaches, and the limit: the least time that its operations and bytes "
-            "can take at the rates measured on this machine."
-        )
-        charts.append((f"Distance to the limit, batch {batch}", plots.limit_bars(limits), note))
-    return charts
+    return {
+        "score": plots.score_against_latency(points, metric, batch),
+        "latency": plots.latency_against_batch(sweeps),
+        "limits": plots.limit_bars(limits) if limits else None,
+    }
 
 
-def _ledger(engine: EngineRecord) -> tuple[EngineRecord, Any]:
-    steps = [
-        (f"b{row['batch']}" if row["step"] == "engine" else row["step"], float(row["score"])) for row in engine.ledger
-    ]
+def _ledger(engine: EngineRecord) -> Any:
+    names = [f"b{row['batch']}" if row["step"] == "engine" else row["step"] for row in engine.ledger]
+    steps = [(name, float(row["score"])) for name, row in zip(names, engine.ledger, strict=True)]
     try:
-        budget = config.budget(engine.variant, engine.precision)
+        allowed = budget(engine.variant, engine.precision)
     except SegforgeError:
-        budget = None
-    return engine, plots.waterfall(engine.runtime, f"{engine.target} {engine.precision}", steps, budget)
+        allowed = None
+    return plots.waterfall(engine.runtime, engine.label, steps, allowed)
 
 
 def _classes(scored: list[EngineRecord]) -> list[dict[str, Any]]:
     """Per class the score of each engine, in the order of `scored`."""
-    if not scored:
-        return []
-    tables = [[float(v) if v else None for v in (list(row.values())[1] for row in e.classes)] for e in scored]
-    return [
-        {"class": row["class"], "scores": [table[i] for table in tables]} for i, row in enumerate(scored[0].classes)
-    ]
+    tables = [[(row["class"], list(row.values())[1]) for row in engine.classes] for engine in scored]
+    rows = zip(*tables, strict=False)
+    return [{"class": row[0][0], "scores": [float(score) if score else None for _, score in row]} for row in rows]
 
 
 def _layers(engine: EngineRecord) -> list[dict[str, Any]]:
@@ -134,62 +110,32 @@ def _layers(engine: EngineRecord) -> list[dict[str, Any]]:
 
 def _pictures(engine: EngineRecord | None) -> dict[str, Any] | None:
     """Scored images through `engine`; a reason instead where the engine or the data set is not at hand."""
-    if engine is None or engine.metadata is None:
+    if engine is None or engine.passport is None:
         return None
-    metadata = engine.metadata
+    passport, task = engine.passport, task_of(engine.passport.task)
+    shown: list[dict[str, Any]] = []
     try:
-        samples = load_index(metadata.dataset).split(metadata.task, metadata.score_split)
-        count = min(PICTURES.get(metadata.task, 0), len(samples))
+        samples = load_index(passport.dataset).split(passport.task, passport.score_split)
+        count = min(task.pictures, len(samples))
         # Drawn, not evenly spaced: classes often follow each other at a fixed step.
         chosen = [samples[i] for i in sorted(np.random.default_rng(0).choice(len(samples), count, replace=False))]
-        shown: list[dict[str, Any]] = []
-        with open_engine(engine.config()) as runner:
-            rows = infer(runner, metadata, chosen, lambda sample: read_image(sample.image), metadata.batch_min)
+        with Engine.of(engine_config(engine.variant, engine.target, engine.precision)).open() as runner:
+            rows = infer(runner, passport, chosen, lambda sample: read_image(sample.image), passport.batch_min)
             for part, images, raw in rows:
-                found = segments_of(raw, metadata) if metadata.task == "panoptic" else class_ids(raw, metadata)
-                for sample, image, one in zip(part, images, found, strict=True):
-                    shown.append(_picture(sample, image, one, metadata))
+                for sample, image, found in zip(part, images, task.predictions(raw, passport), strict=True):
+                    picture = task.picture(image, sample, found, passport)
+                    sides = {"truth": _inline(picture.truth), "predicted": _inline(picture.predicted)}
+                    itself = _inline(Image.fromarray(image), 480 if task.of_pixels else 150)
+                    shown.append({"name": sample.image.name, "image": itself, **sides, "right": picture.right})
     except SegforgeError as error:
         return {"engine": engine, "reason": str(error).splitlines()[0], "shown": [], "legend": []}
-    table = palette(metadata.colours, len(metadata.classes))
-    legend = [(name, "#" + bytes(table[i]).hex()) for i, name in enumerate(metadata.classes)]
-    return {
-        "engine": engine,
-        "reason": "",
-        "shown": shown,
-        "legend": [] if metadata.task == "classification" else legend,
-    }
+    table = palette(passport.colours, len(passport.classes))
+    legend = [(name, "#" + bytes(table[i]).hex()) for i, name in enumerate(passport.classes)]
+    return {"engine": engine, "reason": "", "shown": shown, "legend": legend if task.of_pixels else []}
 
 
-def _picture(sample: Sample, image: Any, found: Any, metadata: OnnxMetadata) -> dict[str, Any]:
-    """One image with its label and what was found: class ids [H, W], segments, or a class id."""
-    if isinstance(sample.label, int):
-        return {
-            "name": sample.image.name,
-            "image": _inline(Image.fromarray(image), 150),
-            "truth": metadata.classes[sample.label],
-            "predicted": metadata.classes[int(found)],
-        }
-    edges: list[Any] = [None, None]  # between classes
-    if metadata.task == "panoptic":
-        label = read_panoptic(sample)
-        own = resized(found, *label.ids.shape)
-        truth, predicted, edges = semantic_of(label), semantic_of(own), [label.ids, own[0]]
-    else:
-        truth = read_label_ids(sample.label)
-        predicted = resize_ids(found, *truth.shape)
-    if image.shape[:2] != truth.shape:
-        image = np.asarray(Image.fromarray(image).resize(truth.shape[::-1], Image.Resampling.BILINEAR))
-    table, classes = palette(metadata.colours, len(metadata.classes)), len(metadata.classes)
-    counted = truth != metadata.void
-    return {
-        "name": sample.image.name,
-        "image": _inline(Image.fromarray(image)),
-        "truth": _inline(overlay(image, truth, table, classes, edges=edges[0])),
-        "predicted": _inline(overlay(image, predicted, table, classes, edges=edges[1])),
-        "right": float((predicted == truth)[counted].mean()) if counted.any() else None,
-    }
-
-
-def _inline(image: Image.Image, width: int = 480) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, width)).decode()
+def _inline(side: Image.Image | str, width: int = 480) -> str:
+    """A picture as it stands in the page; words as they are."""
+    if isinstance(side, str):
+        return side
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(side, width)).decode()

@@ -1,122 +1,29 @@
 """ONNX Runtime on the CPU; an engine is the optimised graph as ONNX Runtime serialises it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+from segforge.runtimes.core.base import EngineSpec
+from segforge.runtimes.core.onnx import OnnxRunner, session
 
-from segforge.errors import SegforgeError
-from segforge.onnx.metadata import PREFIX, OnnxMetadata
-from segforge.runtimes.base import Array, BuildJob, Runner, TensorSpec, usable_cores
-
-PACKAGES = ("onnxruntime",)
-DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+PRECISIONS = ("fp32", "int8")
+FIXED = {"graph_optimization": "ORT_ENABLE_ALL, serialised", "execution_mode": "sequential", "spinning": True}
 
 
-def flags(precision: str, threads: int, device_kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the engine and its speed, for the manifest."""
-    return {
-        "graph_optimization": "ORT_ENABLE_ALL, serialised",
-        "execution_mode": "sequential",
-        "intra_op_threads": threads or usable_cores(),
-        "spinning": True,
-        **options,
-    }
+def flags(spec: EngineSpec) -> dict[str, Any]:
+    """What decides the engine and its speed, for the manifest; in int8 the graph's Q/DQ say what is quantised."""
+    spec.require_precision("onnxruntime", PRECISIONS)
+    return {**FIXED, "intra_op_threads": spec.cores, **spec.options}
 
 
-def _session(path: Path, threads: int, options: Mapping[str, Any], *, optimise: bool, save: Path | None = None) -> Any:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise SegforgeError(
-            "onnxruntime is not installed, and the runtime onnxruntime needs it", hint="pip install onnxruntime"
-        ) from error
-    settings = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    settings.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    settings.intra_op_num_threads = threads or usable_cores()
-    settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3  # it warns that an optimised graph is tied to its machine: so is the manifest
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    for key, value in options.items():
-        settings.add_session_config_entry(key, str(value))
-    if save:
-        settings.optimized_model_filepath = str(save)
-    if not path.is_file():
-        raise SegforgeError(f"{path} is missing", expected="an ONNX file or an engine built from one")
-    try:
-        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exception types share no public base
-        raise SegforgeError(f"ONNX Runtime cannot load {path}: {error}") from error
-
-
-def build(job: BuildJob) -> bytes:
+def build(typed: Path, spec: EngineSpec) -> bytes:
     """The typed graph after ONNX Runtime's own optimisation for this machine's instructions."""
+    spec.require_precision("onnxruntime", PRECISIONS)
     with TemporaryDirectory() as folder:
         target = Path(folder, "optimised.onnx")
-        _session(job.typed, job.threads, job.options, optimise=True, save=target)
+        session(typed, spec.threads, spec.options, optimise=True, save=target)
         return target.read_bytes()
-
-
-class OnnxRunner(Runner):
-    """An ONNX file, optimised when it is opened; inputs are read in place, outputs are preallocated."""
-
-    optimise = True
-
-    def __init__(self, path: Path, *, threads: int = 0, options: Mapping[str, Any] | None = None) -> None:
-        self._path, self._threads, self._options = path, threads, options or {}
-        self._session: Any = None
-        self._binding: Any = None
-        self._held: Mapping[str, Array] = {}
-        self._results: dict[int, dict[str, Array]] = {}
-        self._batch = 0
-
-    def open(self) -> None:
-        self._session = _session(self._path, self._threads, self._options, optimise=self.optimise)
-        self._binding = self._session.io_binding()
-
-    def describe(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        stored = self._session.get_modelmeta().custom_metadata_map
-        low, high = int(stored.get(PREFIX + "batch_min", 1)), int(stored.get(PREFIX + "batch_max", 2**31 - 1))
-
-        def spec(node: Any) -> TensorSpec:
-            first, *rest = node.shape
-            if not all(isinstance(size, int) for size in rest):
-                raise SegforgeError(
-                    f"{self._path}: {node.name} has the shape {node.shape}", expected="only the batch to be dynamic"
-                )
-            bounds = (first, first) if isinstance(first, int) else (low, high)
-            dtype = DTYPES.get(node.type) or node.type.removeprefix("tensor(").removesuffix(")")
-            return TensorSpec(node.name, dtype, tuple(rest), *bounds)
-
-        return [spec(n) for n in self._session.get_inputs()], [spec(n) for n in self._session.get_outputs()]
-
-    def load(self, inputs: Mapping[str, Array]) -> None:
-        self._held = inputs  # the binding keeps addresses, not arrays
-        for name, array in inputs.items():
-            self._binding.bind_cpu_input(name, array)
-            batch = array.shape[0]
-        if batch != self._batch:
-            self._batch = batch
-            if batch not in self._results:
-                self._results[batch] = {s.name: np.empty((batch, *s.shape), s.dtype) for s in self.outputs}
-            for name, array in self._results[batch].items():
-                self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-    def execute(self) -> None:
-        self._session.run_with_iobinding(self._binding)
-
-    def fetch(self) -> dict[str, Array]:
-        return dict(self._results[self._batch])
-
-    def close(self) -> None:
-        self._binding = self._session = None
-        self._held = {}
-        self._results.clear()
-        self._batch = 0
 
 
 class EngineRunner(OnnxRunner):
@@ -124,14 +31,6 @@ class EngineRunner(OnnxRunner):
 
     optimise = False
 
-    def __init__(
-        self,
-        engine: Path,
-        metadata: OnnxMetadata,
-        *,
-        precision: str,
-        threads: int,
-        device_kind: str,
-        options: Mapping[str, Any],
-    ) -> None:
-        super().__init__(engine, threads=threads, options=options)
+    def __init__(self, engine: Path, spec: EngineSpec) -> None:
+        spec.require_precision("onnxruntime", PRECISIONS)
+        super().__init__(engine, threads=spec.threads, options=spec.options)

@@ -1,91 +1,59 @@
 """OpenVINO on the CPU; an engine is the compiled model's own blob."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from segforge.errors import SegforgeError
-from segforge.onnx.metadata import OnnxMetadata
-from segforge.runtimes.base import Array, BuildJob, Runner, TensorSpec, usable_cores
+from segforge.passport import Array, TensorSpec
+from segforge.runtimes.core.base import EngineSpec, Runner, package_of
 
-PACKAGES = ("openvino",)
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not quantised
 
 
-def flags(precision: str, threads: int, device_kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def flags(spec: EngineSpec) -> dict[str, Any]:
     """OpenVINO's properties; for int8 the graph's Q/DQ say what is quantised and the rest stays float32."""
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads or usable_cores(),
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        **options,
-    }
+    spec.require_precision("openvino", tuple(HINTS))
+    asked = {"INFERENCE_NUM_THREADS": spec.cores, "INFERENCE_PRECISION_HINT": HINTS[spec.precision]}
+    return {"PERFORMANCE_HINT": "LATENCY", **asked, **spec.options}
 
 
-def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise SegforgeError(
-            "openvino is not installed, and the runtime openvino needs it", hint="pip install openvino"
-        ) from error
-    return openvino
-
-
-def build(job: BuildJob) -> bytes:
+def build(typed: Path, spec: EngineSpec) -> bytes:
     """The typed graph compiled for a dynamic batch within the exported range, as bytes."""
-    ov = _openvino()
+    ov = package_of("openvino")
     core = ov.Core()
     try:
-        model = core.read_model(str(job.typed))
+        model = core.read_model(str(typed))
         for node in model.inputs:
             shape = node.get_partial_shape()
             if shape[0].is_dynamic:
-                shape[0] = ov.Dimension(job.metadata.batch_min, job.metadata.batch_max)
+                shape[0] = ov.Dimension(spec.passport.batch_min, spec.passport.batch_max)
                 model.reshape({node.get_any_name(): shape})
-        compiled = core.compile_model(model, "CPU", flags(job.precision, job.threads, job.device_kind, job.options))
+        return bytes(core.compile_model(model, "CPU", flags(spec)).export_model().getvalue())
     except RuntimeError as error:
-        raise SegforgeError(
-            f"OpenVINO cannot compile {job.typed}: {str(error).strip()}",
-            hint="run quantize again, or mend target.runtime.options",
-        ) from error
-    blob = compiled.export_model()
-    return blob.getvalue() if isinstance(blob, io.BytesIO) else bytes(blob)
+        problem = f"OpenVINO cannot compile {typed}: {str(error).strip()}"
+        raise SegforgeError(problem, hint="run quantize again, or mend target.options") from error
 
 
 class EngineRunner(Runner):
     """An imported blob with one infer request; inputs are shared, outputs are views of its memory."""
 
-    def __init__(
-        self,
-        engine: Path,
-        metadata: OnnxMetadata,
-        *,
-        precision: str,
-        threads: int,
-        device_kind: str,
-        options: Mapping[str, Any],
-    ) -> None:
-        self._engine, self._metadata = engine, metadata
-        self._flags = flags(precision, threads, device_kind, options)
+    def __init__(self, engine: Path, spec: EngineSpec) -> None:
+        self._engine, self._passport, self._flags = engine, spec.passport, flags(spec)
         self._compiled: Any = None
         self._request: Any = None
-        self._tensor: Any = None
-        self._held: Mapping[str, Array] = {}
 
     def open(self) -> None:
-        ov = _openvino()
+        ov = package_of("openvino")
         self._tensor = ov.Tensor
         try:
             self._compiled = ov.Core().import_model(self._engine.read_bytes(), "CPU", self._flags)
-        except FileNotFoundError as error:
-            raise SegforgeError(f"{self._engine} is missing", hint="run the build stage") from error
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise SegforgeError(f"OpenVINO cannot load {self._engine}: {error}", hint="run the build stage") from error
         self._request = self._compiled.create_infer_request()
 
     def describe(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        bounds = (self._metadata.batch_min, self._metadata.batch_max)
+        bounds = (self._passport.batch_min, self._passport.batch_max)
 
         def spec(node: Any) -> TensorSpec:
             _, *rest = node.get_partial_shape()
@@ -95,7 +63,7 @@ class EngineRunner(Runner):
         return [spec(n) for n in self._compiled.inputs], [spec(n) for n in self._compiled.outputs]
 
     def load(self, inputs: Mapping[str, Array]) -> None:
-        self._held = inputs  # a shared tensor keeps an address, not the array
+        self._held: Mapping[str, Array] = inputs  # a shared tensor keeps an address, not the array
         for name, array in inputs.items():
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
 

@@ -1,1 +1,1 @@
-"""This machine, its ceilings, and figures with a verdict."""
+"""Figures with a verdict, and the least time that they could be."""

@@ -5,7 +5,8 @@ Waterman and Patterson, CACM 2009); the graph's is their sum. Every choice errs 
 what an engine can fuse moves nothing, and every product runs at the best product's rate.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,15 +15,48 @@ import numpy as np
 import onnx
 from onnx import helper, shape_inference
 
-from segforge.timing.ceilings import MIB, Ceilings
+from segforge import layout
+from segforge.config.engine import Precision
+from segforge.errors import SegforgeError
+from segforge.files import read_json
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Of one device: operations a second by precision, bytes a second by working set."""
+
+    device: str
+    gflops: Mapping[str, float]
+    copy_gib_s: Mapping[str, float]  # working set in MiB -> GiB read plus written per second
+
+    def operations_per_s(self, precision: str) -> float:
+        """The highest matrix rate in `precision`; raises `SegforgeError` when it was not measured."""
+        if precision not in self.gflops:
+            problem = f"{layout.ceilings(self.device)} has no rate for {precision}"
+            hint = f"install the runtime that needs it, then python stages/ceilings.py device={self.device}"
+            raise SegforgeError(problem, expected=f"one of {', '.join(self.gflops)}", hint=hint)
+        return self.gflops[precision] * 1e9
+
+    def bytes_per_s(self, moved: float) -> float:
+        """The bandwidth for a node that moves `moved` bytes: of the largest measured set within them."""
+        sets = sorted((float(mib) * MIB, rate) for mib, rate in self.copy_gib_s.items())
+        within = [rate for size, rate in sets if size <= moved]
+        return (within[-1] if within else sets[0][1]) * 2**30
+
+
+def read_ceilings(device: str) -> Ceilings:
+    """The ceilings of a device; raises `SegforgeError` when they were not measured."""
+    raw = read_json(layout.ceilings(device), made_by=f"python stages/ceilings.py device={device}")
+    return Ceilings(device, raw["gflops"], raw["copy_gib_s"])
+
 
 # What an engine does on values in registers or by an address: no memory traffic of its own.
-UNARY = {"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Gelu", "Erf"} | {
-    *("Cast", "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Neg", "Exp", "Sqrt")
-}
-VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Concat", "Constant", "Shape"} | {
-    *("Gather", "Slice", "Split", "Expand")
-}
+ACTIVATIONS = {"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Gelu"}
+UNARY = {*ACTIVATIONS, "Cast", "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Neg", "Exp", "Sqrt", "Erf"}
+PARTS = {"Gather", "Slice", "Split", "Expand"}
+VIEWS = {*PARTS, "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Concat", "Constant", "Shape"}
 BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}  # fused: reads its smaller operand, such as the residual
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -39,13 +73,8 @@ class LayerLimit:
 
     def row(self) -> dict[str, Any]:
         """A row of layers.csv."""
-        return {
-            "node": self.node,
-            "operator": self.operator,
-            "mflop": round(self.operations / 1e6, 3),
-            "mib": round(self.moved / MIB, 4),
-            "limit_us": round(self.limit_us, 2),
-        }
+        work = {"mflop": round(self.operations / 1e6, 3), "mib": round(self.moved / MIB, 4)}
+        return {"node": self.node, "operator": self.operator, **work, "limit_us": round(self.limit_us, 2)}
 
 
 class _Graph:
@@ -59,66 +88,56 @@ class _Graph:
             value.type.tensor_type.ClearField("shape")
         for value in fixed.graph.input:
             first = value.type.tensor_type.shape.dim[0]
-            if first.dim_param or not first.dim_value:
-                first.dim_value = batch
+            first.dim_value = first.dim_value or batch
         inferred = shape_inference.infer_shapes(fixed, data_prop=True).graph
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.types: dict[str, np.dtype[Any]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = defaultdict(lambda: (0,))  # so that the unknown counts nothing
+        self.types: dict[str, np.dtype[Any]] = defaultdict(lambda: np.dtype(np.float32))
         self.weights = {tensor.name for tensor in inferred.initializer}
         for value in (*inferred.value_info, *inferred.input, *inferred.output):
             tensor = value.type.tensor_type
             if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
                 self.shapes[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
             self.types[value.name] = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        for initializer in inferred.initializer:
-            self.shapes[initializer.name] = tuple(initializer.dims)
-            self.types[initializer.name] = helper.tensor_dtype_to_np_dtype(initializer.data_type)
+        for weight in inferred.initializer:
+            self.shapes[weight.name] = tuple(weight.dims)
+            self.types[weight.name] = helper.tensor_dtype_to_np_dtype(weight.data_type)
         self.nodes = list(inferred.node)
         self.maker = {name: node for node in self.nodes for name in node.output}
-        self.takers: dict[str, list[onnx.NodeProto]] = {}
+        self.takers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.nodes:
             for name in node.input:
-                self.takers.setdefault(name, []).append(node)
+                self.takers[name].append(node)
 
-    def elements(self, name: str) -> int:
-        """The number of values of a tensor; 0 when its shape is unknown."""
-        return prod(self.shapes[name]) if name in self.shapes else 0
+    def dequantised(self, name: str) -> bool:
+        """Whether the tensor comes out of a DequantizeLinear."""
+        return name in self.maker and self.maker[name].op_type == "DequantizeLinear"
 
     def width(self, name: str, float_bytes: int) -> int:
         """Bytes per value as an engine stores the tensor: behind Q/DQ that of the quantised type."""
-        maker = self.maker.get(name)
-        if maker is not None and maker.op_type == "DequantizeLinear":
-            return self.types[maker.input[0]].itemsize
-        takers = self.takers.get(name, [])
+        if self.dequantised(name):
+            return self.types[self.maker[name].input[0]].itemsize
+        takers = self.takers[name]
         if takers and all(taker.op_type in UNARY for taker in takers):
             if all(taker.op_type == "QuantizeLinear" for taker in takers):
                 return 1
             if len(takers) == 1:
                 return self.width(takers[0].output[0], float_bytes)
-        kind = self.types.get(name, np.dtype(np.float32))
-        return float_bytes if kind.name in FLOATS else kind.itemsize
-
-    def quantised(self, node: onnx.NodeProto) -> bool:
-        """Both factors of the product come out of a DequantizeLinear."""
-        makers = [self.maker.get(name) for name in node.input[:2]]
-        return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+        return float_bytes if self.types[name].name in FLOATS else self.types[name].itemsize
 
     def bytes_of(self, names: Sequence[str], float_bytes: int) -> float:
-        return float(sum(self.elements(name) * self.width(name, float_bytes) for name in names if name))
+        return float(sum(prod(self.shapes[name]) * self.width(name, float_bytes) for name in names if name))
 
 
 def _operations(graph: _Graph, node: onnx.NodeProto) -> float:
     """Multiplications and additions; two per multiply-accumulate, one per value elsewhere."""
-    out = graph.elements(node.output[0])
-    if node.op_type == "Conv":
-        return 2.0 * out * prod(graph.shapes.get(node.input[1], (0,))[1:])
-    if node.op_type == "ConvTranspose":
-        return 2.0 * graph.elements(node.input[0]) * prod(graph.shapes.get(node.input[1], (0,))[1:])
+    out = prod(graph.shapes[node.output[0]])
+    if node.op_type in ("Conv", "ConvTranspose"):
+        values = out if node.op_type == "Conv" else prod(graph.shapes[node.input[0]])
+        return 2.0 * values * prod(graph.shapes[node.input[1]][1:])
     if node.op_type in ("MatMul", "Gemm"):
-        left = graph.shapes.get(node.input[0]) or (0,)
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return 2.0 * out * left[0 if transposed else -1]
-    return float(max([out, *(graph.elements(name) for name in node.input if name not in graph.weights)]))
+        return 2.0 * out * graph.shapes[node.input[0]][0 if transposed else -1]
+    return float(max([out, *(prod(graph.shapes[name]) for name in node.input if name not in graph.weights)]))
 
 
 def _moved(graph: _Graph, node: onnx.NodeProto, float_bytes: int) -> float:
@@ -129,21 +148,19 @@ def _moved(graph: _Graph, node: onnx.NodeProto, float_bytes: int) -> float:
     return graph.bytes_of([*node.input, *node.output], float_bytes)
 
 
-def layer_limits(model: onnx.ModelProto, batch: int, precision: str, ceilings: Ceilings) -> list[LayerLimit]:
+def layer_limits(model: onnx.ModelProto, batch: int, precision: Precision, ceilings: Ceilings) -> list[LayerLimit]:
     """The limit of every node that costs anything, in graph order, at `batch`.
 
-    In an int8 graph tensors behind Q/DQ count one byte, and nodes that stay float count at the fp32
-    rate. A tensor without a known shape counts nothing, so that the sum stays a lower bound.
+    Tensors behind Q/DQ count the bytes of their type, and nodes that stay float the rate and the bytes
+    that the precision's row names. A tensor without a known shape counts nothing, so that the sum stays a lower bound.
     """
-    graph = _Graph(model, batch)
-    float_bytes = 2 if precision in ("bf16", "fp16") else 4
-    float_rate = "fp32" if precision in ("int8", "fp8") else precision
-    layers = []
+    graph, row, layers = _Graph(model, batch), precision.limit, []
     for node in graph.nodes:
         if node.op_type in VIEWS:
             continue
-        operations, moved = _operations(graph, node), _moved(graph, node, float_bytes)
-        rate = ceilings.operations_per_s(precision if graph.quantised(node) else float_rate)
+        operations, moved = _operations(graph, node), _moved(graph, node, row.float_bytes)
+        quantised = all(map(graph.dequantised, node.input[:2]))
+        rate = ceilings.operations_per_s(row.ceiling if quantised else row.float_ceiling)
         if node.op_type in UNARY or all(name in graph.weights for name in node.input):
             operations = 0.0  # fused, or folded when the engine is built
         seconds = max(operations / rate, moved / ceilings.bytes_per_s(moved))

@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from segforge.timing.state import MAX_OTHERS
+from segforge.machine.watch import MAX_OTHERS
 
 # Samples below which a percentile is left empty: ten in all for the median, ten beyond p90 and p99. That is
 # far fewer than MLPerf's 24,576 and 270,336 for 99 % confidence, so read them with that in mind.
@@ -21,7 +21,7 @@ class Circumstances:
     settled: bool = True  # the warm-up ended because two windows agreed
     steady: bool = True  # the same work each time, so that a spread is the machine's and not the data's
     others: float = 0.0  # share of the cores that other processes took
-    throttled: Sequence[str] = field(default=())  # of a GPU
+    throttled: Sequence[str] = ()  # of a GPU
     outputs: str = "same"  # of the timed run: same, differ, or unscored (no hash at this batch)
     limit_ms: float | None = None  # of one run
 
@@ -37,9 +37,8 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
 def coefficient_of_variation(seconds: Sequence[float]) -> float | None:
     """Standard deviation over mean of consecutive windows of runs; None below two windows.
 
-    A window lasts `WINDOW_S`, or a tenth of all runs if that is less; a longer run is a window of its
-    own. Every run counts, nothing is clipped: one interrupt in a run of 0.2 ms is no finding about
-    the machine, a tenth of a second that was slower is.
+    A window lasts `WINDOW_S`, or a tenth of all runs if that is less; a longer run is a window of its own. Nothing is
+    clipped: one interrupt in a run of 0.2 ms is no finding about the machine, a tenth of a second that was slower is.
     """
     length = min(WINDOW_S, sum(seconds) / 10)
     windows: list[float] = []
@@ -53,24 +52,18 @@ def coefficient_of_variation(seconds: Sequence[float]) -> float | None:
 
 
 def reasons_against(
-    n: int, run_ms: float, cov: float | None, seen: Circumstances, *, min_samples: int, max_cov: float
+    n: int, run_ms: float, cov: float | None, circumstances: Circumstances, *, min_samples: int, max_cov: float
 ) -> list[str]:
     """Why a figure of `n` samples and `run_ms` per run is not valid; empty when it is."""
-    found = []
-    if n < min_samples:
-        found.append(f"{n} samples of at least {min_samples}")
-    if seen.steady and cov is not None and cov > max_cov:
-        found.append(f"coefficient of variation {cov:.1%} over {max_cov:.1%}")
-    if not seen.settled:
-        found.append("warm-up did not settle")
-    if seen.others > MAX_OTHERS:
-        found.append(f"other processes took {seen.others:.0%} of the cores")
-    if seen.throttled:
-        found.append(f"GPU slowed down, or was not watched: {' '.join(seen.throttled)}")
-    if seen.outputs == "unscored":
-        found.append("this batch was not scored")
-    elif seen.outputs != "same":
-        found.append("outputs differ from the scored run")
-    if seen.limit_ms is not None and run_ms < seen.limit_ms:
-        found.append("faster than the limit: the ceilings were measured too low")
-    return found
+    seen, spread = circumstances, cov or 0.0
+    reasons = {
+        f"{n} samples of at least {min_samples}": n < min_samples,
+        f"coefficient of variation {spread:.1%} over {max_cov:.1%}": seen.steady and spread > max_cov,
+        "warm-up did not settle": not seen.settled,
+        f"other processes took {seen.others:.0%} of the cores": seen.others > MAX_OTHERS,
+        f"GPU slowed down, or was not watched: {' '.join(seen.throttled)}": seen.throttled,
+        "this batch was not scored": seen.outputs == "unscored",
+        "outputs differ from the scored run": seen.outputs not in ("same", "unscored"),
+        "faster than the limit: the ceilings were measured too low": run_ms < (seen.limit_ms or 0.0),
+    }
+    return [reason for reason, holds in reasons.items() if holds]

@@ -4,40 +4,34 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Generator, Tensor
 from torch.nn import functional
 
-from segforge.config import Augment, Input
+from segforge.config.recipe import Augment, Input
 
 Size = tuple[int, int]  # height, width
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def normalise(images: torch.Tensor, spec: Input) -> torch.Tensor:
+def normalise(images: Tensor, spec: Input) -> Tensor:
     """RGB values 0..255 [N, 3, H, W] of any dtype as the network takes them: colour order, mean, std; float32."""
     ordered = images.flip(1) if spec.colour_order == "bgr" else images
     return (ordered.float() - _per_channel(spec.mean, images)) / _per_channel(spec.std, images)
 
 
-def _per_channel(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     # Made on the CPU and copied without waiting: torch.tensor(..., device=...) stops the GPU's queue.
     return torch.tensor(values).reshape(1, 3, 1, 1).to(like.device, non_blocking=True)
 
 
-def rgb_mean(spec: Input) -> list[float]:
-    """The recipe's mean in RGB order: the colour outside an image."""
-    return spec.mean[::-1] if spec.colour_order == "bgr" else spec.mean
-
-
-def draw_affine(
-    count: int, augment: Augment, size: Size, generator: torch.Generator, *, crop: Size | None = None
-) -> torch.Tensor:
+def draw_affine(count: int, augment: Augment, size: Size, generator: Generator, *, crop: Size | None = None) -> Tensor:
     """Matrices [count, 2, 3] from output to input, both in -1..1, for an output of `crop` or `size` pixels.
 
     Scale 1 without rotation is a resize of the image to `size`, from which `crop` is cut. A larger
     image is cropped at a uniform place; a smaller one lies wholly inside at a uniform place.
     """
 
-    def uniform(low: float, high: float) -> torch.Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
     height, width = size
@@ -54,14 +48,8 @@ def draw_affine(
 
 
 def warp(
-    images: torch.Tensor,
-    labels: torch.Tensor | None,
-    affine: torch.Tensor,
-    size: tuple[int, int],
-    *,
-    fill: list[float],
-    void: int,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    images: Tensor, labels: Tensor | None, affine: Tensor, size: Size, *, fill: list[float], void: int
+) -> tuple[Tensor, Tensor | None]:
     """Sample images [N, 3, H, W] (bilinear) and label ids [N, H, W] (nearest) at the same places.
 
     Returns float32 [N, 3, *size] in the images' own range and int64 [N, *size]; outside an image lie
@@ -78,12 +66,11 @@ def warp(
     return warped, ids.long()
 
 
-def jitter(images: torch.Tensor, augment: Augment, generator: torch.Generator) -> torch.Tensor:
+def jitter(images: Tensor, augment: Augment, generator: Generator) -> Tensor:
     """Brightness, contrast and saturation of RGB float images 0..255, each by its own factor per image."""
-    count = len(images)
 
-    def factor(spread: float) -> torch.Tensor:
-        drawn = 1 + spread * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+    def factor(spread: float) -> Tensor:
+        drawn = 1 + spread * (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1)
         return drawn.to(images.device, non_blocking=True)
 
     grey = _per_channel(GREY, images)
@@ -99,24 +86,22 @@ def jitter(images: torch.Tensor, augment: Augment, generator: torch.Generator) -
 
 
 def augment_batch(
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     augment: Augment,
     spec: Input,
     void: int,
-    generator: torch.Generator,
+    generator: Generator,
     crop: Size | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """A training batch from RGB uint8 images [N, 3, H, W] and labels: ids [N, H, W] or classes [N].
 
     Returns normalised float32 [N, 3, height, width] of the recipe's input, or of the `crop` from it, and
-    int64 labels.
-    `generator` is on the CPU, so that a batch is the same on every device.
+    int64 labels. `generator` is on the CPU, so that a batch is the same on every device.
     """
     whole = spec.height, spec.width
-    size = crop or whole
     affine = draw_affine(len(images), augment, whole, generator, crop=crop).to(images.device, non_blocking=True)
     ids = labels if labels.ndim == 3 else None
-    warped, moved = warp(images, ids, affine, size, fill=rgb_mean(spec), void=void)
-    network_images = normalise(jitter(warped, augment, generator), spec)
-    return network_images, labels.long() if moved is None else moved
+    outside = spec.mean[::-1] if spec.colour_order == "bgr" else spec.mean  # a colour in RGB order
+    warped, moved = warp(images, ids, affine, crop or whole, fill=outside, void=void)
+    return normalise(jitter(warped, augment, generator), spec), labels.long() if moved is None else moved

@@ -1,29 +1,49 @@
 """Losses over logits [N, classes, …] and labels [N, …]; void is neither trained on nor counted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from segforge.config import Loss
+from segforge.config.recipe import Loss
 
 
-def inverse_log_weights(counts: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class Step:
+    """What a loss may look at in one step of a training."""
+
+    network: torch.nn.Module
+    outputs: Any  # of the network in training mode
+    labels: Tensor
+    void: int
+    weights: Tensor | None  # per class
+    progress: float  # 0..1 of the schedule
+
+
+def loss_of(task: str) -> Callable[[Step, Loss], Tensor]:
+    """The loss that networks of a task are trained with."""
+    if task == "panoptic":
+        from segforge.training.panoptic import panoptic_loss
+
+        return lambda step, _: panoptic_loss(step.network, step.outputs, step.labels)  # type: ignore[arg-type]
+    return lambda step, loss: training_loss(
+        step.outputs, step.labels, loss, void=step.void, weights=step.weights, progress=step.progress
+    )
+
+
+def inverse_log_weights(counts: Tensor) -> Tensor:
     """ENet's class weights 1 / ln(1.02 + share) (arXiv 1606.02147) from counts [classes]; float32."""
     share = counts.double() / counts.sum().clamp(min=1)
     return (1 / torch.log(1.02 + share)).float()
 
 
 def training_loss(
-    logits: torch.Tensor | Sequence[torch.Tensor],
-    labels: torch.Tensor,
-    loss: Loss,
-    *,
-    void: int,
-    weights: torch.Tensor | None,
-    progress: float,
-) -> torch.Tensor:
+    logits: Tensor | Sequence[Tensor], labels: Tensor, loss: Loss, *, void: int, weights: Tensor | None, progress: float
+) -> Tensor:
     """The recipe's loss at `progress` (0..1) of the schedule, a scalar.
 
     Semantic logits [N, classes, h, w] are resized to the labels' size first, bilinear. Of several
@@ -32,7 +52,7 @@ def training_loss(
     `ohem_threshold`, those to which the network gives less than that probability, but at least the
     share `ohem_least` (BiSeNet, arXiv 1808.00897).
     """
-    if not isinstance(logits, torch.Tensor):
+    if not isinstance(logits, Tensor):
         main, *auxiliary = (
             training_loss(one, labels, loss, void=void, weights=weights, progress=progress) for one in logits
         )
@@ -52,15 +72,15 @@ def training_loss(
 
 
 def hard_cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Tensor,
+    labels: Tensor,
     fraction: float,
     void: int,
-    weights: torch.Tensor | None = None,
+    weights: Tensor | None = None,
     smoothing: float = 0.0,
     *,
     above: float = math.inf,
-) -> torch.Tensor:
+) -> Tensor:
     """Mean cross entropy over the hardest pixels (arXiv 1604.03540).
 
     Those are the hardest `fraction` of the labelled ones, and all whose loss is larger than `above`.

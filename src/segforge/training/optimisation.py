@@ -1,11 +1,11 @@
 """Schedule, parameter groups and the moving average of the weights."""
 
-import copy
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segforge.config import Training
+from segforge.config.recipe import Training
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
@@ -20,12 +20,9 @@ def make_optimizer(network: torch.nn.Module, backbone_part: str, training: Train
     for name, parameter in network.named_parameters():
         key = name.startswith(f"{backbone_part}."), parameter.ndim > 1
         groups.setdefault(key, []).append(parameter)
+    decay, factor = training.weight_decay, training.backbone_lr_factor
     listed: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "weight_decay": training.weight_decay if decayed else 0.0,
-            "factor": training.backbone_lr_factor if backbone else 1.0,
-        }
+        {"params": parameters, "weight_decay": decay if decayed else 0.0, "factor": factor if backbone else 1.0}
         for (backbone, decayed), parameters in sorted(groups.items())
     ]
     if training.optimizer == "sgd":
@@ -39,20 +36,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-class Average:
-    """An exponential moving average of weights and norm statistics; the first steps count more."""
+def moving_average(network: torch.nn.Module) -> AveragedModel:
+    """An average of weights and norm statistics, which starts as `network` is; to be moved by `move_average`."""
+    average = AveragedModel(network, use_buffers=True)
+    average.n_averaged.fill_(1)  # or the first move would be a plain copy
+    return average.eval().requires_grad_(False)
 
-    def __init__(self, network: torch.nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._decay = decay
 
-    @torch.no_grad()
-    def update(self, network: torch.nn.Module, step: int) -> None:
-        """Move towards `network` after optimiser step `step` (0 for the first)."""
-        share = 1 - min(self._decay, (1 + step) / (10 + step))
-        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
-        moved = [(own, new) for own, new in pairs if own.is_floating_point()]
-        torch._foreach_lerp_([own for own, _ in moved], [new for _, new in moved], share)
-        for own, new in pairs:
-            if not own.is_floating_point():
-                own.copy_(new)
+def move_average(average: AveragedModel, network: torch.nn.Module, step: int, decay: float) -> None:
+    """Move exponentially towards `network` after step `step` (0 for the first); the first steps count more."""
+    average.multi_avg_fn = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+    average.update_parameters(network)
+    for own, new in zip(average.module.buffers(), network.buffers(), strict=True):
+        if not own.is_floating_point():  # a count has no average
+            own.copy_(new)

@@ -2,33 +2,40 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn import functional
+from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
-from segforge.architectures.panopticfcn import PanopticFCN, Predictions
-from segforge.datasets.base import INSTANCES
+from segforge.datasets.core.index import INSTANCES
+
+if TYPE_CHECKING:
+    from segforge.architectures.panopticfcn import PanopticFCN, Predictions
 
 # Square roots of box areas, in pixels, that each level answers for; they overlap on purpose.
 SCALES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
 POSITIVES = 7  # places of a thing whose kernels are trained
 OVERLAP = 0.7  # of boxes whose centres still count as near (CornerNet, arXiv 1808.01244)
-POSITION_WEIGHT, MASK_WEIGHT = 1.0, 3.0
-ALPHA, GAMMA = 0.25, 2.0  # focal loss (arXiv 1708.02002)
+WEIGHTS = {"position things": 1.0, "position stuff": 1.0, "things": 3.0, "stuff": 3.0}  # of the four losses
+focal_loss = partial(sigmoid_focal_loss, alpha=0.25, gamma=2.0)  # arXiv 1708.02002; takes soft targets too
+resized = partial(functional.interpolate, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)
 class Things:
     """The things of a batch, one after another."""
 
-    image: torch.Tensor  # int64 [n]: which image of the batch
-    kind: torch.Tensor  # int64 [n]: which of the thing classes
-    masks: torch.Tensor  # float32 [n, H/4, W/4], 0..1
-    centre: torch.Tensor  # float32 [n, 2]: mean row and column, at stride 4
-    size: torch.Tensor  # float32 [n, 2]: height and width of the box, in pixels
+    image: Tensor  # int64 [n]: which image of the batch
+    kind: Tensor  # int64 [n]: which of the thing classes
+    masks: Tensor  # float32 [n, H/4, W/4], 0..1
+    centre: Tensor  # float32 [n, 2]: mean row and column, at stride 4
+    size: Tensor  # float32 [n, 2]: height and width of the box, in pixels
 
 
-def panoptic_loss(network: PanopticFCN, predictions: Predictions, labels: torch.Tensor) -> torch.Tensor:
+def panoptic_loss(network: "PanopticFCN", predictions: "Predictions", labels: Tensor) -> Tensor:
     """The sum of the four losses, a scalar: positions of things and stuff, masks of things and stuff.
 
     `labels` are instance maps int64 [N, H, W] (class * INSTANCES + number, negative where void);
@@ -36,19 +43,17 @@ def panoptic_loss(network: PanopticFCN, predictions: Predictions, labels: torch.
     """
     features = predictions.features.float().flatten(2)  # [N, E, P]
     size = predictions.features.shape[2:]
-    known = functional.interpolate((labels >= 0).float().unsqueeze(1), size=size, mode="bilinear", align_corners=False)
-    known = (known > 0.5).float().flatten(1)  # [N, P]
-    things = find_things(labels, network.things, (size[0], size[1]))
-    regions = stuff_regions(labels, network.things, network.stuff, (size[0], size[1]))
-    totals = {name: features.new_zeros(()) for name in ("position things", "position stuff", "things", "stuff")}
-    counts = dict.fromkeys(totals, 0)
-    for level, (centre, region, kernels) in enumerate(
-        zip(predictions.centres, predictions.regions, predictions.kernels, strict=True)
-    ):
+    known = (resized((labels >= 0).float().unsqueeze(1), size=size) > 0.5).float().flatten(1)  # [N, P]
+    things = find_things(labels, network.things, size)
+    regions = stuff_regions(labels, network.things, network.stuff, size)
+    totals = {name: features.new_zeros(()) for name in WEIGHTS}
+    counts = dict.fromkeys(WEIGHTS, 0)
+    levels = zip(predictions.centres, predictions.regions, predictions.kernels, strict=True)
+    for level, (centre, region, kernels) in enumerate(levels):
         centre, region, kernels = centre.float(), region.float(), kernels.float()
         chosen = of_level(things, level)
         totals["position things"] += focal_loss(centre, centre_targets(chosen, centre.shape, size)).sum()
-        target = functional.interpolate(regions, size=region.shape[2:], mode="bilinear", align_corners=False)
+        target = resized(regions, size=region.shape[2:])
         target = torch.where(target < 0.5, 0.0, target.clamp(max=1))
         totals["position stuff"] += focal_loss(region, target).mean((2, 3)).sum()
         if len(chosen.image):
@@ -68,15 +73,15 @@ def panoptic_loss(network: PanopticFCN, predictions: Predictions, labels: torch.
             totals["stuff"] += dice_loss(predicted, regions[image, kind].flatten(1), known[image]).sum()
             counts["stuff"] += len(image)
     counts["position things"], counts["position stuff"] = counts["things"], len(labels)
-    weight = {"things": MASK_WEIGHT, "stuff": MASK_WEIGHT}
-    parts = [weight.get(name, POSITION_WEIGHT) * total / max(counts[name], 1) for name, total in totals.items()]
+    parts = [WEIGHTS[name] * total / max(counts[name], 1) for name, total in totals.items()]
     return torch.stack(parts).sum()
 
 
-def find_things(labels: torch.Tensor, things: Sequence[int], size: tuple[int, int]) -> Things:
+def find_things(labels: Tensor, things: Sequence[int], size: Sequence[int]) -> Things:
     """Every thing of instance maps int64 [N, H, W], its mask at `size` (bilinear)."""
     kinds = torch.tensor(things, device=labels.device)
-    image, kind, masks, centre, box = [], [], [], [], []
+    none, pairs = torch.zeros(0, dtype=torch.int64, device=labels.device), torch.zeros(0, 2, device=labels.device)
+    found = [(none, none, torch.zeros(0, *size, device=labels.device), pairs, pairs)]
     for number, label in enumerate(labels):
         ids = label.unique()
         match = (ids // INSTANCES).unsqueeze(1) == kinds  # [ids, kinds]
@@ -84,45 +89,27 @@ def find_things(labels: torch.Tensor, things: Sequence[int], size: tuple[int, in
         if not len(ids):
             continue
         whole = (label == ids.reshape(-1, 1, 1)).float()
-        small = functional.interpolate(whole.unsqueeze(0), size=size, mode="bilinear", align_corners=False)[0]
+        small = resized(whole.unsqueeze(0), size=size)[0]
+        large = (small > 0).flatten(1).any(1)  # a thing may vanish at a quarter of the size
+        whole, small, which = whole[large], small[large], which[large]
         seen = small > 0
-        large = seen.flatten(1).any(1)  # a thing may vanish at a quarter of the size
-        if not large.any():
-            continue
-        whole, small, seen, which = whole[large], small[large], seen[large], which[large]
         area = seen.flatten(1).sum(1)
         lines = [seen.sum(2).float(), seen.sum(1).float()]  # per row, per column
         means = [(line * torch.arange(line.shape[1], device=line.device)).sum(1) / area for line in lines]
-        spans = [_span(whole.any(axis)) for axis in (2, 1)]
-        image.append(torch.full_like(which, number))
-        kind.append(which)
-        masks.append(small)
-        centre.append(torch.stack(means, 1))
-        box.append(torch.stack(spans, 1))
-    if not image:
-        none = torch.zeros(0, dtype=torch.int64, device=labels.device)
-        empty = torch.zeros(0, 2, device=labels.device)
-        return Things(none, none, torch.zeros(0, *size, device=labels.device), empty, empty)
-    return Things(torch.cat(image), torch.cat(kind), torch.cat(masks), torch.cat(centre), torch.cat(box))
+        boxes = masks_to_boxes(whole)  # first and last column and row
+        spans = (boxes[:, 2:] - boxes[:, :2] + 1).flip(1)
+        found.append((torch.full_like(which, number), which, small, torch.stack(means, 1), spans))
+    return Things(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _span(line: torch.Tensor) -> torch.Tensor:
-    """The length from the first to the last True of each row of bool [n, L]; float32 [n]."""
-    first = line.int().argmax(1)
-    last = line.shape[1] - 1 - line.flip(1).int().argmax(1)
-    return (last - first + 1).float()
-
-
-def stuff_regions(
-    labels: torch.Tensor, things: Sequence[int], stuff: Sequence[int], size: tuple[int, int]
-) -> torch.Tensor:
+def stuff_regions(labels: Tensor, things: Sequence[int], stuff: Sequence[int], size: Sequence[int]) -> Tensor:
     """The share of each place that "some thing" and each stuff class take: float32 [N, 1 + stuff, *size]."""
     table = torch.zeros(max(*things, *stuff) + 2, dtype=torch.int64, device=labels.device)
     table[torch.tensor(stuff, device=labels.device)] = torch.arange(1, 1 + len(stuff), device=labels.device)
     table[-1] = 1 + len(stuff)  # void, dropped below
     kinds = torch.where(labels >= 0, labels // INSTANCES, len(table) - 1)
     whole = functional.one_hot(table[kinds], 2 + len(stuff))[..., :-1].permute(0, 3, 1, 2).float()
-    return functional.interpolate(whole, size=size, mode="bilinear", align_corners=False)
+    return resized(whole, size=size)
 
 
 def of_level(things: Things, level: int) -> Things:
@@ -133,7 +120,7 @@ def of_level(things: Things, level: int) -> Things:
     return Things(*(value[keep] for value in vars(things).values()))
 
 
-def centre_targets(things: Things, shape: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+def centre_targets(things: Things, shape: Sequence[int], size: Sequence[int]) -> Tensor:
     """A Gaussian around the centre of each thing: float32 of `shape` [N, kinds, h, w]; the highest counts.
 
     `size` is that of the masks. The Gaussian's diameter is three deviations.
@@ -154,7 +141,7 @@ def centre_targets(things: Things, shape: Sequence[int], size: Sequence[int]) ->
     return target.reshape(batch, kinds, height, width)
 
 
-def gaussian_radius(height: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+def gaussian_radius(height: Tensor, width: Tensor) -> Tensor:
     """How far a corner may move for a box to keep `OVERLAP` with the first: the least of the three cases.
 
     As CornerNet's published code has it, which divides each root by 2 and not by twice the leading
@@ -170,15 +157,13 @@ def gaussian_radius(height: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     return torch.stack(roots).amin(0)
 
 
-def thing_kernels(centre: torch.Tensor, kernels: torch.Tensor, things: Things) -> tuple[torch.Tensor, torch.Tensor]:
+def thing_kernels(centre: Tensor, kernels: Tensor, things: Things) -> tuple[Tensor, Tensor]:
     """For each thing the kernels at its best scored places inside, and their weights, which sum to 1.
 
     `centre` logits [N, kinds, h, w], `kernels` [N, C, h, w]; gives float32 [n, k] and [n, k, C].
     """
     height, width = centre.shape[2:]
-    inside = functional.interpolate(
-        things.masks.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False
-    ).squeeze(1)
+    inside = resized(things.masks.unsqueeze(1), size=(height, width)).squeeze(1)
     score = centre[things.image, things.kind].sigmoid()
     guided = torch.where(inside > 0.1, score, 0.0).flatten(1)
     best, index = guided.topk(min(POSITIVES, height * width), dim=1)
@@ -187,20 +172,12 @@ def thing_kernels(centre: torch.Tensor, kernels: torch.Tensor, things: Things) -
     return weights, rows.gather(1, index.unsqueeze(2).expand(-1, -1, rows.shape[2]))
 
 
-def _embedded(generator: torch.nn.Conv2d, kernels: torch.Tensor) -> torch.Tensor:
+def _embedded(generator: torch.nn.Conv2d, kernels: Tensor) -> Tensor:
     """A 1x1 convolution on kernels [..., C]."""
     return functional.linear(kernels, generator.weight.flatten(1), generator.bias)
 
 
-def focal_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sigmoid focal loss with soft targets (arXiv 1708.02002), of the same shape."""
-    probability = logits.sigmoid()
-    plain = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    right = probability * targets + (1 - probability) * (1 - targets)
-    return (ALPHA * targets + (1 - ALPHA) * (1 - targets)) * plain * (1 - right) ** GAMMA
-
-
-def dice_loss(predicted: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+def dice_loss(predicted: Tensor, target: Tensor, known: Tensor) -> Tensor:
     """1 - 2 |p t| / (|p|^2 + |t|^2) over the last dimension, where `known` is 1 (arXiv 1606.04797)."""
     predicted, target = predicted * known, target * known
     size = (predicted**2).sum(-1) + (target**2).sum(-1)

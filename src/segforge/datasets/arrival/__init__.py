@@ -1,0 +1,1 @@
+"""A data set on its way in: fetched, unpacked, checked, indexed."""

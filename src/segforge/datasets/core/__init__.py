@@ -1,0 +1,1 @@
+"""A data set on disk: its index, its images and labels, and what a network is fed of them."""

@@ -1,0 +1,1 @@
+"""Engines: built, read and hashed once, opened cheaply; and the ledger of what each conversion cost."""

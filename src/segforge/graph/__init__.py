@@ -1,0 +1,1 @@
+"""ONNX files: read, checked, rewritten, simplified; never with torch."""

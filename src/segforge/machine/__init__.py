@@ -1,0 +1,1 @@
+"""Who this machine is, and what else runs on it."""

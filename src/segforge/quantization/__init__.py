@@ -1,1 +1,0 @@
-"""Typed ONNX: the graph in the numeric type that the engine runs."""

@@ -1,0 +1,1 @@
+"""What the tasks share: their contract, the table behind metrics of class maps, pictures."""
