@@ -6,12 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 from torch.nn import functional
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from segforge.architectures import architecture_of
 from segforge.architectures.core.base import build_network
 from segforge.architectures.core.deformable import DeformableConv
 from segforge.architectures.core.detectron2_keys import from_detectron2
-from segforge.architectures.panopticfcn import SMOOTHING, PanopticFCN, Predictions
+from segforge.architectures.panopticfcn import SMOOTHING, FeaturePyramid, PanopticFCN, Predictions
 from segforge.errors import SegforgeError
 
 THINGS = [1, 3, 4]
@@ -167,6 +168,23 @@ def test_deformable_convolution_samples_as_torchvision_does() -> None:
         torch.testing.assert_close(conv.eval()(images), conv.train()(images), atol=2e-5, rtol=1e-4)
 
 
+def test_the_pyramid_is_torchvisions_to_the_bit() -> None:
+    """Only the order in which the first weights are drawn differs, and with it every score of a training."""
+    ours = FeaturePyramid([8, 16, 24, 32], 12)
+    theirs = FeaturePyramidNetwork([8, 16, 24, 32], 12, LastLevelP6P7(12, 12))
+    renamed = {}
+    for key, value in ours.state_dict().items():
+        part, *rest = key.split(".")
+        blocks = {"lateral": "inner_blocks", "output": "layer_blocks"}.get(part)
+        renamed[f"{blocks}.{rest[0]}.0.{rest[1]}" if blocks else f"extra_blocks.{key}"] = value
+    theirs.load_state_dict(renamed)
+    features = [torch.randn(2, 8 * (i + 1), 32 >> i, 64 >> i) for i in range(4)]
+    with torch.no_grad():
+        expected = theirs({str(i): x for i, x in enumerate(features)}).values()
+        for mine, other in zip(ours(features), expected, strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
 def detectron2_keys(net: PanopticFCN, deform: bool) -> dict[str, torch.Tensor]:
     """The state dict of `net` under the names that the original project gives its modules."""
     stages = {f"layer{i}": f"res{i + 1}" for i in range(1, 5)}
@@ -185,8 +203,8 @@ def detectron2_keys(net: PanopticFCN, deform: bool) -> dict[str, torch.Tensor]:
                 new = f"{stages[words[0]]}.{words[1]}.{kind}{norm}.{words[-1]}"
             new = f"backbone.bottom_up.{new}"
         elif part == "fpn":
-            kind = {"inner_blocks": "lateral", "layer_blocks": "output"}.get(words[0])
-            level = f"fpn_{kind}{int(words[1]) + 2}" if kind else f"top_block.{words[1]}"
+            top = words[0] in ("p6", "p7")
+            level = f"top_block.{words[0]}" if top else f"fpn_{words[0]}{int(words[1]) + 2}"
             new = f"backbone.{level}.{words[-1]}"
         elif part == "semantic_fpn":
             level, number, inner = int(words[1]), int(words[2]), words[3]

@@ -19,7 +19,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from segforge.architectures.core.base import Architecture
 from segforge.architectures.core.deformable import DeformableConv
@@ -86,6 +85,32 @@ class Trunk(nn.Module):
             x = module(x)
             if name.startswith("layer"):
                 found.append(x)
+        return found
+
+
+class FeaturePyramid(nn.Module):
+    """Features of `channels` at strides 4 to 128 (arXiv 1612.03144), the last two from the one at 32.
+
+    As torchvision's FeaturePyramidNetwork with LastLevelP6P7, which draws its first weights in another order.
+    """
+
+    def __init__(self, inputs: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(before, channels, 1) for before in inputs)
+        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs)
+        self.p6 = nn.Conv2d(channels, channels, 3, 2, 1)
+        self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
+        for layer in (*self.lateral, *self.output, self.p6, self.p7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
+        for i in range(len(merged) - 1, 0, -1):
+            merged[i - 1] = merged[i - 1] + functional.interpolate(merged[i], scale_factor=2.0, mode="nearest")
+        found = [output(x) for output, x in zip(self.output, merged, strict=True)]
+        found.append(self.p6(found[-1]))
+        found.append(self.p7(functional.relu(found[-1])))
         return found
 
 
@@ -158,8 +183,7 @@ class PanopticFCN(nn.Module):
         self.stuff = [index for index in range(classes) if index not in things]
         self.inference = Inference(**(inference or {}))
         self.backbone = Trunk(backbone, stride_in_1x1=stride_in_1x1)
-        # Features of `channels` at strides 4 to 128 (arXiv 1612.03144), the last two from the one at 32.
-        self.fpn = FeaturePyramidNetwork(self.backbone.channels, channels, LastLevelP6P7(channels, channels))
+        self.fpn = FeaturePyramid(self.backbone.channels, channels)
         self.semantic_fpn = SemanticPyramid(channels, norm)
         # Where things have their centres and stuff its regions, with a probability of 0.1; and a kernel at each place.
         positions = {"out_inst": len(things), "out_sem": 1 + len(self.stuff)}
@@ -173,8 +197,7 @@ class PanopticFCN(nn.Module):
             nn.init.zeros_(cast(torch.Tensor, layer.bias))
 
     def forward(self, images: torch.Tensor) -> "Predictions | tuple[torch.Tensor, ...]":
-        levels = {f"p{level}": x for level, x in enumerate(self.backbone(images), start=2)}
-        pyramid = list(self.fpn(levels).values())
+        pyramid = self.fpn(self.backbone(images))
         features = self.feature_encoder(with_coordinates(self.semantic_fpn(pyramid)))
         centres, regions = zip(*(self.position_head(x) for x in pyramid[1:]), strict=True)
         kernels = [self.kernel_head(with_coordinates(x))[0] for x in pyramid[1:]]

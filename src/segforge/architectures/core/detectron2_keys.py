@@ -12,9 +12,8 @@ RULES = (
     (r"^backbone\.bottom_up\.res(\d)\.(\d+)\.conv(\d)\.", r"backbone.layer<\1-1>.\2.conv\3."),
     (r"^backbone\.bottom_up\.res(\d)\.(\d+)\.shortcut\.norm\.", r"backbone.layer<\1-1>.\2.downsample.1."),
     (r"^backbone\.bottom_up\.res(\d)\.(\d+)\.shortcut\.", r"backbone.layer<\1-1>.\2.downsample.0."),
-    (r"^backbone\.fpn_lateral(\d)\.", r"fpn.inner_blocks.<\1-2>.0."),
-    (r"^backbone\.fpn_output(\d)\.", r"fpn.layer_blocks.<\1-2>.0."),
-    (r"^backbone\.top_block\.(p[67])\.", r"fpn.extra_blocks.\1."),
+    (r"^backbone\.fpn_(lateral|output)(\d)\.", r"fpn.\1.<\2-2>."),
+    (r"^backbone\.top_block\.(p[67])\.", r"fpn.\1."),
     # Of its levels, all but the first have an enlargement after each convolution, which counts too.
     (r"^semantic_fpn\.p(\d)\.(\d)\.norm\.", r"semantic_fpn.towers.<\1-2>.<\2/2>.1."),
     (r"^semantic_fpn\.p(\d)\.(\d)\.", r"semantic_fpn.towers.<\1-2>.<\2/2>.0."),
