@@ -17,7 +17,7 @@ def gate(config: EngineConfig) -> None:
     """
     paths = config.paths
     paths.metrics("gate").unlink(missing_ok=True)
-    allowed = budget(config.variant, config.precision.name)
+    allowed = budget(config.variant, config.precision)
     least = config.precision.agreement
     ledger = read_ledger(paths)
 

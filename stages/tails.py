@@ -108,7 +108,7 @@ def _opened(config: EngineConfig, path: Path, passport: Passport, samples: list[
     if typing.typed:
         typed = path.with_name(f"{path.stem}-{target.name}.onnx")
         save_onnx(typing.typed(path, passport, [s.image for s in samples], precision, target), typed)
-    spec = EngineSpec(passport, precision.name, threads=target.threads, options=target.options)
+    spec = EngineSpec(passport, precision.arithmetic, threads=target.threads, options=target.options)
     built = typed.with_suffix(f".{target.name}-{precision.name}")
     built.write_bytes(runtime.build(typed, spec))
     runner: Runner = runtime.EngineRunner(built, spec)

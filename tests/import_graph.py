@@ -47,8 +47,14 @@ def _nodes(tree: ast.AST, types_too: bool) -> Iterator[ast.AST]:
         yield from _nodes(node, types_too)
 
 
-def closure(root: Path, start: str, named: Mapping[str, str], stop: tuple[str, ...] = ()) -> dict[str, str]:
-    """Every module that `start` comes to import, with the one that it came by, less what begins with one of `stop`.
+def _within(root: Path, module: str) -> set[str]:
+    """The modules of a package that a registry chooses: it imports its own by name, as a task does its metrics."""
+    folder = root / "src" / module.replace(".", "/")
+    return {f"{module}.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__"}
+
+
+def closure(root: Path, start: str, named: Mapping[str, str]) -> dict[str, str]:
+    """Every module that `start` comes to import, with the one that it came by.
 
     `named` fills in what a registry chooses. A package's own file is run with any module of it.
     """
@@ -56,12 +62,13 @@ def closure(root: Path, start: str, named: Mapping[str, str], stop: tuple[str, .
     todo = [(start, "")]
     while todo:
         module, by = todo.pop()
-        if module in came or (stop and module.startswith(stop)):
+        if module in came:
             continue
         came[module] = by
         found = imports_of(root, module)
         for registry in NAMED.keys() & found & {name for name in NAMED if NAMED[name] in named}:
-            found |= {f"{registry}.{name}" for name in named[NAMED[registry]].split()}
+            for name in named[NAMED[registry]].split():
+                found |= {f"{registry}.{name}", *_within(root, f"{registry}.{name}")}
         found |= {".".join(name.split(".")[:i]) for name in found for i in range(1, name.count(".") + 1)}
         todo += [(name, module) for name in sorted(found) if module_file(root, name)]
     return came

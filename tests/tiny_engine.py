@@ -21,7 +21,7 @@ from segforge.passport import Passport
 
 VARIANT = "deeplabv3plus-mobilenet_v2-shapes"
 HEIGHT, WIDTH, CLASSES = 8, 12, 5
-METADATA = Passport(
+PASSPORT = Passport(
     variant=VARIANT,
     model="tiny",
     family="tiny",
@@ -54,10 +54,10 @@ METADATA = Passport(
 )
 
 
-def metadata_at(classes: int, height: int, width: int, **changes: Any) -> Passport:
+def passport_at(classes: int, height: int, width: int, **changes: Any) -> Passport:
     """The passport of another semantic network: so many classes, ids of the input's own size."""
     return replace(
-        METADATA,
+        PASSPORT,
         classes=[f"class {i}" for i in range(classes)],
         colours=[[i, i, i] for i in range(classes)],
         height=height,
@@ -76,7 +76,7 @@ def weights() -> dict[str, NDArray[np.float32]]:
     return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def tiny_onnx(passport: Passport = METADATA, tail: str = "argmax") -> onnx.ModelProto:
+def tiny_onnx(passport: Passport = PASSPORT, tail: str = "argmax") -> onnx.ModelProto:
     """images [batch, 3, 8, 12] -> Conv 3x3, Relu, Conv 1x1 -> ids uint8, or logits float32."""
     nodes = [
         helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"], "first", pads=[1, 1, 1, 1]),
@@ -130,8 +130,8 @@ def write_dataset(count: int = 5) -> None:
     index = {
         "name": "shapes",
         "void": 255,
-        "colours": METADATA.colours,
-        "classes": {"semantic": METADATA.classes},
+        "colours": PASSPORT.colours,
+        "classes": {"semantic": PASSPORT.classes},
         "samples": {"semantic": {"train": [], "val": [], "test": rows}},
     }
     (folder / "index.json").write_text(json.dumps(index))
@@ -140,7 +140,7 @@ def write_dataset(count: int = 5) -> None:
 def write_typed(config: EngineConfig, **changes: Any) -> Path:
     """The typed.onnx of `config`, with changed passport."""
     target = Path("models", config.variant, config.target.name, config.precision.name, "typed.onnx")
-    passport = replace(METADATA, **changes)
+    passport = replace(PASSPORT, **changes)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_onnx(tiny_onnx(passport), target)
     return target

@@ -32,9 +32,9 @@ def machine(device: str) -> Path:
     return MACHINES / f"{device}.json"
 
 
-def installed(runtime: str) -> Path:
-    """The versions of the packages that engines of a runtime depend on."""
-    return MACHINES / "runtimes" / f"{runtime}.json"
+def installed(device: str, runtime: str) -> Path:
+    """The versions of the packages that engines of a runtime depend on, where the device is."""
+    return MACHINES / device / f"{runtime}.json"
 
 
 def ceilings(device: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from segforge import layout
 from segforge.config.compose import GROUPS, SCHEMAS, register
@@ -31,6 +32,7 @@ def run_stage(work: Callable[[Any], None]) -> None:
     gc.set_threshold(100_000)
     # SIGTERM unwinds like Ctrl-C, so that temporary files beside the targets are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's, by which a device is found (machine.identity)
     (taken,) = (kind for name, kind in get_type_hints(work).items() if name != "return")
     config_name = next(name for name, kind in SCHEMAS.items() if kind is taken)
     composed = False
@@ -53,7 +55,10 @@ def run_stage(work: Callable[[Any], None]) -> None:
 
 
 def _checked(config: DictConfig) -> Any:
-    checked: Any = OmegaConf.to_object(config)
+    try:
+        checked: Any = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise SegforgeError(f"the config is not whole: {error}", expected="a value for every key of conf/") from error
     checked.check()
     return checked
 

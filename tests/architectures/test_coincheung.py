@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_engine import metadata_at
+from tiny_engine import passport_at
 from torch.nn import functional as F
 
 from segforge.architectures import architecture_of
@@ -270,7 +270,7 @@ def test_onnx_runtime_gives_pytorchs_class_ids(
     backbone: str, published: Callable[[], Weights], forward: Forward, tmp_path: Path
 ) -> None:
     height, width, name = 64, 96, "bisenet_coincheung"
-    described = metadata_at(CLASSES, height, width, model=name, family=name, backbone=backbone)
+    described = passport_at(CLASSES, height, width, model=name, family=name, backbone=backbone)
     network = build_network(name, backbone, classes=CLASSES, options={})
     load_network_weights(network, architecture_of(name), published(), CLASSES)
     model = convert(network, described)

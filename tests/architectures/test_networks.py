@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_engine import metadata_at
+from tiny_engine import passport_at
 from torch.nn import functional
 
 from segforge.architectures import FAMILIES, architecture_of
@@ -87,7 +87,7 @@ def test_wrapped_equals_plain_operations(layout: str, tail: str) -> None:
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     normalised = (pixels.permute(0, 3, 1, 2).double() - mean) / std
     images = pixels if layout == "nhwc_uint8" else normalised.float()
-    passport = metadata_at(5, 33, 47, tail=tail, input_layout=layout, mean=MEAN, std=STD)
+    passport = passport_at(5, 33, 47, tail=tail, input_layout=layout, mean=MEAN, std=STD)
     with torch.inference_mode():
         got = InferenceNetwork(network, passport)(images)
         logits = functional.interpolate(network(normalised.float()), (33, 47), mode="bilinear", align_corners=False)
@@ -100,7 +100,7 @@ def test_wrapped_equals_plain_operations(layout: str, tail: str) -> None:
 
 def test_classification_gives_logits_whatever_the_tail() -> None:
     network = build_network("classifier", "mobilenet_v3_small", classes=4, options={})
-    wrapped = InferenceNetwork(network, metadata_at(4, 0, 0, task="classification", tail="argmax", mean=MEAN, std=STD))
+    wrapped = InferenceNetwork(network, passport_at(4, 0, 0, task="classification", tail="argmax", mean=MEAN, std=STD))
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
         got = wrapped(images)

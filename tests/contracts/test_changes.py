@@ -169,21 +169,30 @@ def to_rounded(source, passport, images, precision, target):  # type: ignore[no-
 ''',
     )
     registry = "src/segforge/precisions/__init__.py"
-    scratch.edit(registry, "TYPINGS = {", 'TYPINGS = {"rounded": Typing(("fp16",), to_rounded), ')
+    scratch.edit(registry, "TYPINGS = {", 'TYPINGS = {"rounded": Typing(("fp32",), to_rounded), ')
     imported = "from segforge.precisions.qdq import to_qdq"
     scratch.edit(registry, imported, f"{imported}\nfrom segforge.precisions.rounded import to_rounded")
-    row = (ROOT / "conf/precision/fp32.yaml").read_text().replace("fp32", "fp16", 1).replace("as_is", "rounded")
-    scratch.write("conf/precision/fp16.yaml", row)
-    scratch.edit("conf/target/cpu-onnxruntime.yaml", "[fp32, int8]", "[fp32, fp16, int8]")
-    device = scratch.folder / "conf/device/cpu.yaml"
-    assert len(scratch.changes()) <= 4, scratch.changes()
-    # What follows belongs to this machine's device and runtime, which have no float16 of their own.
-    device.write_text(device.read_text().replace("[fp32,", "[fp32, fp16,"))
-    scratch.edit("src/segforge/runtimes/onnxruntime.py", '("fp32", "int8")', '("fp32", "fp16", "int8")')
+    row = (ROOT / "conf/precision/fp32.yaml").read_text().replace("fp32", "w16", 1).replace("as_is", "rounded")
+    scratch.write("conf/precision/w16.yaml", row)
+    scratch.edit("conf/target/cpu-onnxruntime.yaml", "[fp32, int8]", "[fp32, w16, int8]")
     for verb in ("quantize", "build", "evaluate", "gate"):
-        engine(scratch, verb, "precision=fp16")
-    gated = json.loads((scratch.folder / f"metrics/gate/{VARIANT}/cpu-onnxruntime/fp16.json").read_text())
+        engine(scratch, verb, "precision=w16")
+    assert len(scratch.changes()) <= 4, scratch.changes()
+    gated = json.loads((scratch.folder / f"metrics/gate/{VARIANT}/cpu-onnxruntime/w16.json").read_text())
     assert gated["budget"] == 0.0005
+
+
+def test_a_precision_in_arithmetic_that_the_runtime_had_not(scratch: Scratch, world: World) -> None:
+    """No way of typing is new here: the graph stays float, and the runtime computes in the type itself."""
+    row = (ROOT / "conf/precision/fp32.yaml").read_text().replace("fp32", "tf32")
+    scratch.write("conf/precision/tf32.yaml", row)
+    scratch.edit("conf/device/cpu.yaml", "[fp32,", "[fp32, tf32,")
+    scratch.edit("conf/target/cpu-openvino.yaml", "[fp32,", "[fp32, tf32,")
+    scratch.edit("src/segforge/runtimes/openvino.py", '"fp32": "f32",', '"fp32": "f32", "tf32": "f32",')
+    scratch.run("stages/probe.py")
+    for verb in ("quantize", "build", "evaluate"):
+        engine(scratch, verb, "target=cpu-openvino", "precision=tf32")
+    assert len(scratch.changes()) <= 4, scratch.changes()
 
 
 def test_a_metric(scratch: Scratch, world: World) -> None:

@@ -1,6 +1,7 @@
 """conf/: every option composes, and what cannot work together is refused with the reason."""
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from segforge.config.compose import budget, engine_config, known_devices, precision_row
+from segforge.config.engine import Precision
 from segforge.config.network import NetworkConfig
 from segforge.errors import SegforgeError
 from segforge.precisions import TYPINGS, typing_of
@@ -37,7 +39,7 @@ def test_every_recipe_composes_into_a_variant_that_can_work(
     monkeypatch.chdir(ROOT)
     assert {"fp32", "bf16", "int8"} <= set(PRECISIONS)
     for precision in PRECISIONS:  # its own, or the precision's
-        assert 0 <= budget(recipe, precision) < 1
+        assert 0 <= budget(recipe, precision_row(precision)) < 1
     classes = config.dataset.classes.get(config.model.task, [])
     if config.model.task == "semantic":
         assert len(classes) == len(config.dataset.colours)
@@ -51,7 +53,7 @@ def test_a_target_takes_a_precision_or_says_why_not(
     monkeypatch.chdir(ROOT)
     config = OmegaConf.to_object(composed("engine", [f"target={target}", f"precision={precision}"]))
     assert config.target.name == f"{config.target.device.name}-{config.target.runtime}" == target
-    works = precision in config.target.precisions and precision in config.target.device.precisions
+    works = precision in config.target.precisions and config.precision.arithmetic in config.target.device.precisions
     if works:
         config.check()
         return
@@ -81,10 +83,11 @@ def test_a_precision_has_a_way_of_typing_that_serves_it(precision: str, monkeypa
     row = precision_row(precision)
     row.check()
     assert row.name == precision
-    assert precision in typing_of(row).precisions
+    assert row.arithmetic in typing_of(row).gives
+    assert {*OmegaConf.load(ROOT / "conf" / "precision" / f"{precision}.yaml")} == {f.name for f in fields(Precision)}
     for other in set(TYPINGS) - {row.typing}:
         row.typing = other
-        with pytest.raises(SegforgeError, match=f"typing={other} gives no graph in {precision}"):
+        with pytest.raises(SegforgeError, match=f"typing={other} gives no graph in {row.arithmetic}"):
             typing_of(row)
     row.typing = "guess"
     with pytest.raises(SegforgeError, match=r"unknown precision.typing 'guess'\n.*as_is, qdq"):
@@ -162,11 +165,36 @@ def test_an_engine_that_cannot_be_is_refused(
 
 def test_a_budget_is_read_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert budget("deeplabv3plus-mobilenet_v2-shapes", "fp32") == 0.0005
+    fp32 = precision_row("fp32")
+    assert budget("deeplabv3plus-mobilenet_v2-shapes", fp32) == 0.0005
+    assert budget("deeplabv3plus-mobilenet_v2-shapes", replace(fp32, budget=0.002)) == 0.002
     with pytest.raises(SegforgeError, match=r"unknown precision 'fp8'\n.*int8"):
-        budget("deeplabv3plus-mobilenet_v2-shapes", "fp8")
+        precision_row("fp8")
     with pytest.raises(SegforgeError, match="unknown variant"):
-        budget("deeplab", "fp32")
+        budget("deeplab", fp32)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: odd\nkind: cpu\nprecisons: [fp32]\n", r"odd\.yaml: Key 'precisons' not in 'Device'(.|\n)*precisions"),
+        ("name: odd\nprecisions: [fp32]\n", r"odd\.yaml: .*[Mm]issing.*(.|\n)*kind"),
+        ("name: odd\nkind: gpuu\nprecisions: [fp32]\n", r"unknown kind 'gpuu'\n.*cpu, gpu, npu"),
+        ("name: odd\nkind: [\n", r"odd\.yaml: "),
+    ],
+)
+def test_a_file_of_conf_that_is_not_of_its_schema_is_named(text: str, said: str, project: Path, stage: Any) -> None:
+    (project / "conf" / "device" / "odd.yaml").write_text(text)
+    with pytest.raises(SegforgeError, match=said):
+        known_devices()
+    done = stage("probe")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_precision_by_the_name_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SegforgeError, match=r"precision=fp8 with precision\.arithmetic=int8"):
+        replace(precision_row("int8"), name="fp8").check()
 
 
 def test_a_recipe_may_say_another_budget_than_its_precision(project: Path) -> None:
@@ -175,13 +203,13 @@ def test_a_recipe_may_say_another_budget_than_its_precision(project: Path) -> No
     recipe = project / "conf" / "recipe" / f"{mine}.yaml"
     plain = recipe.read_text()
     recipe.write_text(f"{plain}budget: {{int8: 0.123}}\n")
-    assert {p: budget(mine, p) for p in PRECISIONS} == {**own, "int8": 0.123}
-    assert {p: budget(other, p) for p in PRECISIONS} == own
+    assert {p: budget(mine, precision_row(p)) for p in PRECISIONS} == {**own, "int8": 0.123}
+    assert {p: budget(other, precision_row(p)) for p in PRECISIONS} == own
     recipe.write_text(f"{plain}budget: {{int8: 0.0}}\n")  # none at all may be lost: not the same as saying nothing
-    assert budget(mine, "int8") == 0 < own["int8"]
+    assert budget(mine, precision_row("int8")) == 0 < own["int8"]
     recipe.write_text(f"{plain}budget: {{int6: 0.1}}\n")
     with pytest.raises(SegforgeError, match=r"unknown recipe.budget 'int6'\n.*int8"):
-        budget(mine, "int8")
+        budget(mine, precision_row("int8"))
 
 
 def test_another_engine_is_composed_and_checked_as_its_stages_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_old_file(stage: Stage, project: Path) -> None:
 
     assert stage("probe").returncode == 0
     before = written()
-    assert {"machines/cpu.json", "machines/runtimes/onnxruntime.json"} <= before.keys()
+    assert {"machines/cpu.json", "machines/cpu/onnxruntime.json"} <= before.keys()
     script = (project / "stages" / "probe.py").read_text()
     limit = (
         "import resource, signal\n"

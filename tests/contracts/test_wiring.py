@@ -36,19 +36,17 @@ NOT_READ = {
     "download": {"recipe"},
     "report": {"device"},
     "quantize": {"benchmark"},
-    "build": {"benchmark", "precision"},  # a precision's settings are in typed.onnx
+    "build": {"benchmark"},
     "evaluate": {"precision", *THROUGH_MANIFEST},
     "gate": {"benchmark", *THROUGH_MANIFEST},
     "benchmark": THROUGH_MANIFEST,
 }
 # Modules that no stage tracks: they decide how something is said, where it lies or that it is whole, and no result.
 GROUND = {
-    *("segforge", "segforge.errors", "segforge.files", "segforge.layout", "segforge.terminal", "segforge.process"),
+    *("segforge", "segforge.errors", "segforge.files", "segforge.layout", "segforge.terminal"),
     *("segforge.fetch", "segforge.stage"),
     *NAMED,  # a name and a line each: what they choose is tracked by the stage
 }
-# A network's own code reaches an engine as the graph that export made of it, and that is tracked.
-CARRIED = dict.fromkeys(("build", "evaluate", "benchmark", "report"), ("segforge.architectures",))
 
 
 @cache
@@ -117,7 +115,7 @@ def untracked(root: Path, name: str) -> dict[str, str]:
     files, _, _ = tracked(stages()[name])
     here = {path for path in files if path.startswith(("src/", "stages/"))}
     missing = {}
-    for module, by in closure(root, f"stages.{verb}", row_of(name), CARRIED.get(verb, ())).items():
+    for module, by in closure(root, f"stages.{verb}", row_of(name)).items():
         path = "/".join((["src"] if module.startswith("segforge") else []) + module.split("."))
         known = any(f"{path}.py" == dep or f"{path}/".startswith(f"{dep}/") for dep in here)
         if not known and module not in GROUND:
@@ -134,6 +132,22 @@ def _only_says_what_it_is(root: Path, module: str) -> bool:
 @pytest.mark.parametrize("name", stages())
 def test_a_stage_tracks_every_module_that_it_comes_to_import(name: str) -> None:
     assert not untracked(ROOT, name)
+
+
+@pytest.mark.parametrize("metric", ["semantic/miou.py", "panoptic/quality.py", "classification/topk.py"])
+def test_an_import_in_a_metric_is_noticed_though_its_task_imports_it_by_name(metric: str, tmp_path: Path) -> None:
+    for folder in ("src", "stages"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    file = tmp_path / "src/segforge/tasks" / metric
+    file.write_text(
+        file.read_text().replace("import numpy as np", "import numpy as np\nfrom segforge import elsewhere", 1)
+    )
+    task = metric.split("/")[0]
+    variant = next(key for key, row in CATALOGUE["variants"].items() if row["task"] == task)
+    for verb in MODEL_HALF:
+        assert "segforge.elsewhere" in untracked(tmp_path, f"{verb}@{variant}")
+    other = next(key for key, row in CATALOGUE["variants"].items() if row["task"] != task)
+    assert not untracked(tmp_path, f"train@{other}")
 
 
 def test_one_import_that_nothing_tracks_is_noticed(tmp_path: Path) -> None:
@@ -197,7 +211,7 @@ def test_outputs_are_where_layout_spells_them() -> None:
         assert outs[f"benchmark@{key}"] == {str(paths.metrics("benchmark")), *details}
     assert outs["probe"] == {str(layout.MACHINES)}
     assert layout.machine("cpu").is_relative_to(layout.MACHINES)
-    assert layout.installed("torch").is_relative_to(layout.MACHINES)
+    assert layout.installed("cpu", "torch").is_relative_to(layout.MACHINES)
     for device in CATALOGUE["devices"]:
         assert outs[f"ceilings@{device}"] == {str(layout.ceilings(device))}
     assert outs["report"] == {str(p) for p in (layout.REPORT, layout.FIGURES, layout.LATENCY_PLOT, layout.SCORE_PLOT)}
@@ -276,7 +290,7 @@ EDITS = {
         half(engines(runtime="openvino"), ("build", "evaluate", "gate", "benchmark")) | {"report"},
     ),
     "a runtime's version": (
-        "models/machines/runtimes/openvino.json",
+        "models/machines/cpu/openvino.json",
         None,
         half(engines(runtime="openvino"), ("build", "evaluate", "gate", "benchmark")) | {"report"},
     ),
@@ -294,6 +308,14 @@ EDITS = {
     "the program of the gate": ("stages/gate.py", None, half(EVERY, ("gate",)) | {"report"}),
     "the program of the report": ("stages/report.py", None, {"report"}),
     "how a figure is taken": ("src/segforge/timing/measure.py", None, half(EVERY, ("benchmark",)) | {"report"}),
+    "a schema": ("src/segforge/config/rules.py", None, set(stages())),  # every program composes conf/ through it
+    "what this process may use": ("src/segforge/process.py", None, set(stages())),
+    "what recognises a device": (
+        "conf/device/cpu.yaml",
+        "recognise",
+        {"probe", "report", *(f"ceilings@{d}" for d in CATALOGUE["devices"])}
+        | half(EVERY, ("build", "evaluate", "gate", "benchmark")),
+    ),
     "a program that is no stage": ("stages/compare.py", None, set()),
 }
 

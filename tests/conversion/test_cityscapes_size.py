@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_engine import metadata_at
+from tiny_engine import passport_at
 from torch.nn import functional
 
 from segforge.architectures.core.base import build_network
@@ -25,7 +25,7 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 def passport(backbone: str, config: str) -> Passport:
-    return metadata_at(
+    return passport_at(
         CLASSES,
         HEIGHT,
         WIDTH,

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from tiny_engine import METADATA
+from tiny_engine import PASSPORT
 
 import segforge
 from segforge.config.network import NetworkConfig
@@ -27,7 +27,7 @@ from stages.export import export
 Make = Callable[..., NetworkConfig]
 
 
-def test_metadata_figures_and_outputs(trained: Make) -> None:
+def test_passport_figures_and_outputs(trained: Make) -> None:
     config = trained()
     paths = VariantPaths(config.variant)
     export(config)
@@ -159,7 +159,7 @@ def test_a_network_that_the_exporter_cannot_convert_is_named() -> None:
             return torch.cat([images, images[:, :, ::2]], 1)
 
     with pytest.raises(SegforgeError, match="cannot convert tiny on none at 8x12: Sizes of tensors must match"):
-        conversion.convert(Unequal(), METADATA)
+        conversion.convert(Unequal(), PASSPORT)
 
 
 def test_other_normalisation_than_trained_is_refused(trained: Make) -> None:

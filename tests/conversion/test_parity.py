@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_engine import CLASSES, HEIGHT, METADATA, WIDTH
+from tiny_engine import CLASSES, HEIGHT, PASSPORT, WIDTH
 
 from segforge.config.network import Inference
 from segforge.conversion.parity import check_parity, require_score
@@ -16,8 +16,8 @@ from segforge.errors import SegforgeError
 from segforge.passport import Array, TensorSpec
 from segforge.runtimes.core.base import Runner
 
-LOGITS = replace(METADATA, tail="logits")
-PANOPTIC = replace(METADATA, task="panoptic", things=[0], options={"inference": asdict(Inference(stuff_area=1))})
+LOGITS = replace(PASSPORT, tail="logits")
+PANOPTIC = replace(PASSPORT, task="panoptic", things=[0], options={"inference": asdict(Inference(stuff_area=1))})
 
 
 class Says:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 import tiny_engine
 from fake_nvml import Card, FakeNvml
-from tiny_engine import METADATA, VARIANT, engine_config, images, write_typed
+from tiny_engine import PASSPORT, VARIANT, engine_config, images, write_typed
 
 from segforge import layout
+from segforge.config.compose import known_devices
 from segforge.config.engine import EngineConfig, MachineConfig
 from segforge.engines import engine as engines
 from segforge.engines.engine import Engine, Source, build_engine
@@ -70,7 +72,7 @@ def test_build_open_run(config: EngineConfig) -> None:
     assert manifest["engine_sha256"] == sha256_file(paths.engine)
     assert manifest["onnx_sha256"] == sha256_file(paths.typed)
     assert (manifest["variant"], manifest["target"], manifest["precision"]) == (VARIANT, config.target.name, "fp32")
-    assert (manifest["batch_min"], manifest["batch_max"]) == (METADATA.batch_min, METADATA.batch_max)
+    assert (manifest["batch_min"], manifest["batch_max"]) == (PASSPORT.batch_min, PASSPORT.batch_max)
     assert manifest["versions"] and all(manifest["versions"].values())
     assert manifest["flags"]
     assert manifest["device"] == cpu()
@@ -210,6 +212,25 @@ def test_a_machine_file_of_another_machine(built: EngineConfig) -> None:
         build_engine(built)
 
 
+def test_versions_that_probe_has_not_seen(built: EngineConfig) -> None:
+    """DVC decides by the file: an engine that knows better than it would never be rebuilt."""
+    write_json(layout.installed("cpu", "onnxruntime"), {"onnxruntime": "0.0.1"})
+    refused(built, "onnxruntime.json does not describe this machine", "'0.0.1'", "stages/probe.py")
+    with pytest.raises(SegforgeError, match="does not describe this machine"):
+        build_engine(built)
+
+
+def test_a_gpu_target_of_a_runtime_on_the_cpu_builds_nothing(
+    built: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeNvml(monkeypatch, Card("NVIDIA H200", "GPU-1111"))
+    h200 = next(device for device in known_devices() if device.name == "h200")
+    config = replace(built, target=replace(built.target, device=h200))
+    probe(MachineConfig())
+    with pytest.raises(SegforgeError, match=r"onnxruntime does not run on a gpu\n  expected: a target on a cpu"):
+        build_engine(config)
+
+
 def test_without_a_machine_file_nothing_is_built_or_opened(built: EngineConfig) -> None:
     layout.machine("cpu").unlink()
     refused(built, "cpu.json is missing", "stages/probe.py")
@@ -222,7 +243,7 @@ def test_other_devices_and_other_runtimes_make_no_engine_stale(
 ) -> None:
     key = Source.of(built).key
     write_json(layout.machine("h200"), {"name": "NVIDIA H200", "driver": "1"})
-    write_json(layout.installed("openvino"), {"openvino": "0.0.1"})
+    write_json(layout.installed("cpu", "openvino"), {"openvino": "0.0.1"})
     FakeNvml(monkeypatch, Card("NVIDIA H200", "GPU-1111"))  # a card that was put in beside the processor
     there = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: there(name) if name == "onnxruntime" else "0.0.1")
@@ -230,6 +251,7 @@ def test_other_devices_and_other_runtimes_make_no_engine_stale(
     build_engine(built)
     assert "up to date" in capsys.readouterr().err
     monkeypatch.setattr(metadata, "version", lambda name: "0.0.1" if name == "onnxruntime" else there(name))
+    probe(MachineConfig())
     assert Source.of(built).key != key
     refused(built, "with other versions", f"onnxruntime {there('onnxruntime')!r}, here '0.0.1'")
 
@@ -247,7 +269,7 @@ def test_an_engine_is_read_and_hashed_once_however_often_it_is_opened(
 ) -> None:
     made = Engine.of(built)
     assert (made.sha256, made.onnx_sha256) == (sha256_file(built.paths.engine), sha256_file(built.paths.typed))
-    assert made.passport == METADATA
+    assert made.passport == PASSPORT
     for name in ("sha256_file", "load_own"):
         monkeypatch.delattr(engines, name)
     for threads in (None, 1, 2):
@@ -278,7 +300,7 @@ def test_an_engine_that_gives_nonsense_is_not_kept(project: Path) -> None:
     from onnx import numpy_helper
 
     config = prepared("cpu-onnxruntime")
-    model = tiny_engine.tiny_onnx(METADATA, "logits")
+    model = tiny_engine.tiny_onnx(PASSPORT, "logits")
     broken = np.full(5, np.nan, np.float32)
     bias = next(i for i in model.graph.initializer if i.name == "2.bias")
     bias.CopyFrom(numpy_helper.from_array(broken, "2.bias"))

@@ -13,8 +13,8 @@ def ledger(project, composed):
     """Write a ledger of (step, batch, score, agreement) and give what the gate says about it."""
     from omegaconf import OmegaConf
 
-    def run(*rows, precision="fp32", scored="e" * 64):
-        config = OmegaConf.to_object(composed("engine", [f"variant={VARIANT}", f"precision={precision}"]))
+    def run(*rows, precision="fp32", scored="e" * 64, words=()):
+        config = OmegaConf.to_object(composed("engine", [f"variant={VARIANT}", f"precision={precision}", *words]))
         paths = EnginePaths(VARIANT, config.target.name, precision)
         write_json(paths.manifest, {"engine_sha256": "e" * 64})
         write_csv(
@@ -99,3 +99,10 @@ def test_a_missing_ledger_names_the_command(stage):
     done = stage("gate", f"variant={VARIANT}", "precision=int8")
     assert done.returncode == 1
     assert f"stages/evaluate.py variant={VARIANT} target=cpu-onnxruntime precision=int8" in done.stderr
+
+
+def test_a_budget_on_the_command_line_is_the_one_that_is_held(ledger):
+    row = ("engine", "1", 0.8999, "1.0")
+    ledger(row)
+    with pytest.raises(SegforgeError, match=r"lost 0\.0001, and the budget is 1e-05"):
+        ledger(row, words=["precision.budget=0.00001"])

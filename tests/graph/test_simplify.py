@@ -36,7 +36,7 @@ def test_these_are_all_simplifiers_and_another_is_refused() -> None:
         simplified(onnx.ModelProto(), "onnx")
 
 
-def test_plain_operators_same_metadata_same_outputs(exported: NetworkConfig) -> None:
+def test_plain_operators_same_passport_same_outputs(exported: NetworkConfig) -> None:
     paths = VariantPaths(exported.variant)
     simplify(exported)
     operators = [n.op_type for n in onnx.load(paths.simplified).graph.node]

@@ -5,6 +5,8 @@ import os
 import platform
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +54,7 @@ def written() -> dict[str, bytes]:
 def test_the_same_bytes_every_time(project: Path, stage: Callable[..., Any]) -> None:
     probe(MachineConfig())
     first = written()
-    assert {str(layout.machine("cpu")), *(str(layout.installed(runtime)) for runtime in RUNTIMES)} <= set(first)
+    assert {str(layout.machine("cpu")), *(str(layout.installed("cpu", runtime)) for runtime in RUNTIMES)} <= set(first)
     done = stage("probe")
     assert done.returncode == 0, done.stderr
     assert written() == first
@@ -68,7 +70,7 @@ def test_it_tells_what_an_engine_depends_on(project: Path) -> None:
     assert found["instructions"] == sorted(set(found["instructions"]))
     probe(MachineConfig())
     assert read_json(layout.machine("cpu"), made_by="") == found
-    versions = {runtime: read_json(layout.installed(runtime), made_by="") for runtime in RUNTIMES}
+    versions = {runtime: read_json(layout.installed("cpu", runtime), made_by="") for runtime in RUNTIMES}
     assert {name for own in versions.values() for name in own} >= {"torch", "torchvision", "onnxruntime", "openvino"}
     assert versions == {runtime: installed_versions(packages) for runtime, packages in RUNTIMES.items()}
     assert socket.gethostname() not in json.dumps([found, versions])
@@ -96,8 +98,11 @@ def test_a_runtime_that_is_not_installed_has_no_file(project: Path, monkeypatch:
 
     monkeypatch.setattr(program, "RUNTIMES", {"onnxruntime": ("onnxruntime",), "absent": ("numpy", "no-such-package")})
     probe(MachineConfig())
-    assert layout.installed("onnxruntime").is_file()
-    assert not layout.installed("absent").exists()
+    assert layout.installed("cpu", "onnxruntime").is_file()
+    assert not layout.installed("cpu", "absent").exists()
+    write_json(layout.installed("cpu", "absent"), {"numpy": "1", "no-such-package": "1"})  # it was, and is no more
+    probe(MachineConfig())
+    assert not layout.installed("cpu", "absent").exists()
 
 
 def test_versions_come_without_imports() -> None:
@@ -181,6 +186,36 @@ def test_a_gpu_is_found_by_name_sm_and_uuid(
     FakeNvml(monkeypatch, H100, OLD, H200, OTHER_H200)
     found = find_gpu(gpu(**recognise))
     assert (found and (found[0], found[1].uuid)) == (expected and (expected[0], expected[1].uuid))
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "is_it"),
+    [
+        ("H200", "NVIDIA GH200 480GB", False),
+        ("T4", "NVIDIA T400 4GB", False),
+        ("A40", "NVIDIA RTX A4000", False),
+        ("RTX 4090", "NVIDIA GeForce RTX 4090 Laptop GPU", True),
+        ("h200", "NVIDIA H200 NVL", True),
+        ("A100-SXM4", "NVIDIA A100-SXM4-80GB", True),
+    ],
+)
+def test_a_name_counts_by_its_whole_words(words: str, name: str, is_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNvml(monkeypatch, Card(name))
+    assert (find_gpu(gpu(name=words)) is not None) == is_it
+
+
+def test_programs_count_cards_as_nvml_does(project: Path, stage: Callable[..., Any]) -> None:
+    """CUDA's own order has the fastest card first: on a host of several kinds another card would be meant."""
+    program = project / "stages" / "order.py"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(
+        "import os\nfrom segforge.config.engine import MachineConfig\nfrom segforge.stage import run_stage\n"
+        "def order(config: MachineConfig) -> None:\n    print(os.environ['CUDA_DEVICE_ORDER'])\n"
+        "run_stage(order)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_ORDER"}
+    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "PCI_BUS_ID", done.stderr
 
 
 def test_a_gpu_is_counted_among_those_that_the_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_engine
-from tiny_engine import CLASSES, HEIGHT, METADATA, WIDTH, images
+from tiny_engine import CLASSES, HEIGHT, PASSPORT, WIDTH, images
 
 from segforge import architectures
 from segforge.errors import SegforgeError
@@ -38,7 +38,7 @@ def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segforge.architectures.tiny", tiny)
 
 
-def spec_of(passport: Passport = METADATA, precision: str = "fp32", **changes: Any) -> EngineSpec:
+def spec_of(passport: Passport = PASSPORT, precision: str = "fp32", **changes: Any) -> EngineSpec:
     """On one core of the CPU, unless `changes` say otherwise."""
     return EngineSpec(passport, precision, **{"threads": 1, **changes})
 
@@ -48,7 +48,7 @@ def open_runner(runtime: str, engine: Path, spec: EngineSpec) -> Runner:
     return runner
 
 
-def make_runner(runtime: str, folder: Path, passport: Passport = METADATA) -> Runner:
+def make_runner(runtime: str, folder: Path, passport: Passport = PASSPORT) -> Runner:
     """A runner over the tiny network, through the runtime's own `build`."""
     from safetensors.numpy import save_file
 
@@ -100,7 +100,7 @@ def test_changing_batches_and_inputs_leave_nothing_behind(runner: Runner, refere
 
 def test_logits_come_out_as_float32(tmp_path: Path, tiny_architecture: None) -> None:
     logits = {"name": "logits", "dtype": "float32", "shape": [CLASSES, HEIGHT, WIDTH]}
-    passport = replace(METADATA, tail="logits", outputs=[logits])
+    passport = replace(PASSPORT, tail="logits", outputs=[logits])
     results = []
     for runtime in RUNTIMES:
         with make_runner(runtime, tmp_path, passport) as opened:
@@ -181,13 +181,29 @@ def test_a_precision_that_a_runtime_does_not_compute_in_is_refused_never_replace
     module, typed, engine = runtime_of(runtime), tmp_path / "typed.onnx", tmp_path / f"{runtime}.bin"
     for precision in computed:
         assert module.flags(spec_of(precision=precision))
-    others = {precision for typing in TYPINGS.values() for precision in typing.precisions} | {"fp16", "fp8", "int7"}
+    others = {precision for typing in TYPINGS.values() for precision in typing.gives} | {"fp16", "fp8", "int7"}
     for precision in others - computed:
         spec = spec_of(precision=precision)
         for work in (module.flags, lambda s: module.build(typed, s), lambda s: module.EngineRunner(engine, s)):
             with pytest.raises(SegforgeError, match=f"{runtime} does not compute in {precision}") as caught:
                 work(spec)
             assert all(name in str(caught.value) for name in computed)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu", "npu"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_device_that_a_runtime_does_not_run_on_is_refused(
+    runtime: str, kind: str, tmp_path: Path, tiny_architecture: None
+) -> None:
+    make_runner(runtime, tmp_path)
+    module, typed, engine = runtime_of(runtime), tmp_path / "typed.onnx", tmp_path / f"{runtime}.bin"
+    spec = spec_of(device_kind=kind)
+    if kind in {"torch": ("cpu", "gpu")}.get(runtime, ("cpu",)):
+        assert module.flags(spec)
+        return
+    for work in (module.flags, lambda s: module.build(typed, s), lambda s: module.EngineRunner(engine, s)):
+        with pytest.raises(SegforgeError, match=f"{runtime} does not run on a {kind}"):
+            work(spec)
 
 
 def test_the_precisions_of_openvino_are_its_hints() -> None:
@@ -217,7 +233,7 @@ def test_what_openvino_cannot_compile_is_named(tmp_path: Path, whole: bool, opti
 
 def test_the_serialised_graph_is_another_file_that_keeps_the_batch_range(tmp_path: Path) -> None:
     with make_runner("onnxruntime", tmp_path) as opened:
-        assert opened.inputs[0].batch_max == METADATA.batch_max
+        assert opened.inputs[0].batch_max == PASSPORT.batch_max
     assert sha256_file(tmp_path / "onnxruntime.bin") != sha256_file(tmp_path / "typed.onnx")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_engine import METADATA
+from tiny_engine import PASSPORT
 from torch.nn import functional
 
 from segforge.config.rules import TASKS
@@ -101,7 +101,7 @@ def test_every_task_has_its_score() -> None:
 
 def test_logits_enlarged_by_the_host_are_the_graph_s() -> None:
     logits = torch.randn(2, 5, 6, 8, generator=torch.Generator().manual_seed(0))
-    passport = replace(METADATA, tail="logits", resize="host", output_height=24, output_width=32)
+    passport = replace(PASSPORT, tail="logits", resize="host", output_height=24, output_width=32)
     got = np.stack(list(task_of("semantic").predictions({"logits": logits.numpy()}, passport)))
     wanted = functional.interpolate(logits, size=(24, 32), mode="bilinear", align_corners=False).argmax(1)
     assert got.shape == (2, 24, 32)
@@ -121,7 +121,7 @@ def test_logits_enlarged_by_the_host_are_the_graph_s() -> None:
 def test_decided_classes_stay_when_the_next_batch_overwrites_the_outputs(
     changes: dict[str, Any], outputs: dict[str, Array], wanted: list[Any]
 ) -> None:
-    passport = replace(METADATA, **changes)
+    passport = replace(PASSPORT, **changes)
     task = task_of(passport.task)
     decided = [task.classes_of(prediction) for prediction in task.predictions(outputs, passport)]
     for array in outputs.values():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from tiny_engine import METADATA, engine_config, write_dataset, write_typed
+from tiny_engine import PASSPORT, engine_config, write_dataset, write_typed
 
 from segforge import files, layout
 from segforge.config.engine import EngineConfig, MachineConfig
@@ -36,7 +36,7 @@ def data(project: Path) -> Path:
 @pytest.mark.parametrize("batches", [[0], [1, 5], [8]])
 def test_a_batch_outside_the_range_is_an_error(batches: list[int]) -> None:
     with pytest.raises(SegforgeError, match="from 1 to 4"):
-        METADATA.require_batches(batches)
+        PASSPORT.require_batches(batches)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def engine(data: Path) -> EngineConfig:
 def write_scored(config: EngineConfig, **changes: str) -> None:
     samples = load_index("shapes").split("semantic", "test")
     with Engine.of(config).open() as runner:
-        hashes = {str(b): outputs_digest(runner, METADATA, samples, b, 4) for b in config.benchmark.batches}
+        hashes = {str(b): outputs_digest(runner, PASSPORT, samples, b, 4) for b in config.benchmark.batches}
     write_json(config.paths.detail("evaluate", "outputs.json"), {"images": 4, "sha256": {**hashes, **changes}})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from own_clock import Clock
-from tiny_engine import HEIGHT, METADATA, WIDTH, write_dataset
+from tiny_engine import HEIGHT, PASSPORT, WIDTH, write_dataset
 
 from segforge.config.engine import Benchmark
 from segforge.datasets.core.index import load_index
@@ -71,7 +71,7 @@ def data(project: Path) -> Path:
 def test_the_three_quantities_hold_what_they_say(data: Path) -> None:
     samples = load_index("shapes").split("semantic", "test")
     with SleepingRunner() as runner:
-        works = measure.latencies(runner, METADATA, samples, 2)
+        works = measure.latencies(runner, PASSPORT, samples, 2)
         best = {name: min(work() for _ in range(30)) for name, work in works.items()}
     assert list(best) == ["compute", "transfers_compute", "end_to_end"]
     assert 0.005 <= best["compute"] < 0.0075
@@ -82,7 +82,7 @@ def test_the_three_quantities_hold_what_they_say(data: Path) -> None:
 def test_end_to_end_reads_the_files(data: Path) -> None:
     samples = load_index("shapes").split("semantic", "test")
     with SleepingRunner() as runner:
-        work = measure.latencies(runner, METADATA, samples, 1)["end_to_end"]
+        work = measure.latencies(runner, PASSPORT, samples, 1)["end_to_end"]
         for sample in samples:
             sample.image.unlink()
         with pytest.raises(SegforgeError, match="is missing"):
@@ -92,7 +92,7 @@ def test_end_to_end_reads_the_files(data: Path) -> None:
 def test_real_images_are_cycled(data: Path) -> None:
     samples = load_index("shapes").split("semantic", "test")
     with SleepingRunner() as runner:
-        batches = measure.feed(runner, METADATA, samples[:4], 2)
+        batches = measure.feed(runner, PASSPORT, samples[:4], 2)
         first, second, third = (next(batches)["images"] for _ in range(3))
     assert first.shape == (2, 3, HEIGHT, WIDTH)
     assert not np.array_equal(first, second)
@@ -103,7 +103,7 @@ def test_streams_overlap(data: Path) -> None:
     samples = load_index("shapes").split("semantic", "test")
     with SleepingRunner() as one, SleepingRunner() as other:
         opened = [one, other]
-        n, run_s = measure.throughput(opened, METADATA, samples, 1, SETTINGS)
+        n, run_s = measure.throughput(opened, PASSPORT, samples, 1, SETTINGS)
         assert not any(runner.closed for runner in opened)
     assert n >= SETTINGS.min_samples
     assert run_s >= 0.004  # two streams of 8 ms
@@ -118,7 +118,7 @@ def test_throughput_takes_runners_that_are_open_already(data: Path) -> None:
     with SleepingRunner() as one, SleepingRunner() as other, SleepingRunner() as third:
         for runners in ([one, other], [one, other, third], [third]):
             before = [len(runner.runs) for runner in (one, other, third)]
-            n, _ = measure.throughput(runners, METADATA, samples, 2, SETTINGS)
+            n, _ = measure.throughput(runners, PASSPORT, samples, 2, SETTINGS)
             for runner, runs in zip((one, other, third), before, strict=True):
                 done = len(runner.runs) - runs
                 assert done > -(-SETTINGS.min_samples // len(runners)) if runner in runners else done == 0
@@ -135,7 +135,7 @@ def test_a_failing_stream_does_not_hang_the_others(data: Path) -> None:
     samples = load_index("shapes").split("semantic", "test")
     for kinds in ((SleepingRunner, Failing), (Failing, SleepingRunner)):
         with kinds[0]() as one, kinds[1]() as other, pytest.raises(SegforgeError, match="no second one"):
-            measure.throughput([one, other], METADATA, samples, 1, SETTINGS)
+            measure.throughput([one, other], PASSPORT, samples, 1, SETTINGS)
 
 
 def test_warm_up_ends_when_two_windows_agree(clock: Clock) -> None:
@@ -176,7 +176,7 @@ def test_classifiers_are_timed_end_to_end(data: Path) -> None:
 
     samples = load_index("shapes").split("semantic", "test")
     with Logits() as runner:
-        work = measure.latencies(runner, replace(METADATA, task="classification"), samples, 1)["end_to_end"]
+        work = measure.latencies(runner, replace(PASSPORT, task="classification"), samples, 1)["end_to_end"]
         assert work() > 0.007
 
 
@@ -203,7 +203,7 @@ def test_in_turn_gives_medians_per_part_and_turn() -> None:
 def test_compute_is_the_latency_as_in_turn_takes_it(data: Path) -> None:
     samples = load_index("shapes").split("semantic", "test")
     with SleepingRunner() as runner:
-        work = measure.compute(runner, METADATA, samples, 1)
+        work = measure.compute(runner, PASSPORT, samples, 1)
         ((own,),) = measure.in_turn([work], turns=1, runs=3, uncounted=1)
         assert len(runner.runs) == 1  # the one that is checked; `compute` fetches nothing
     assert 0.005 <= own[0] < 0.1

@@ -45,8 +45,10 @@ def test_composes_and_passes_the_checks(
     assert {"fp32", "bf16", "int8"} <= {*precisions}
     assert {*config.recipe.budget} <= {*precisions}
     for precision in precisions:
-        assert 0 < budget(config.variant, precision) < 0.1
-        assert budget(config.variant, precision) == config.recipe.budget.get(precision, precision_row(precision).budget)
+        assert 0 < budget(config.variant, precision_row(precision)) < 0.1
+        assert budget(config.variant, precision_row(precision)) == config.recipe.budget.get(
+            precision, precision_row(precision).budget
+        )
     assert config.backbone.name in architecture_of(config.model.family).backbones
     network_of(config, len(config.dataset.classes.get(config.model.task) or [0, 1]))
 

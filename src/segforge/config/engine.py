@@ -6,14 +6,17 @@ from typing import Any
 from omegaconf import MISSING
 
 from segforge.config.rules import check_fields, choice, known_names, must, one_of, ruled
+from segforge.errors import SegforgeError
 from segforge.layout import EnginePaths
+
+NUMERIC_TYPES = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")  # that products can be computed in
 
 
 @dataclass
 class Recognise:
-    """What a GPU must be to be this device; empty or null: anything."""
+    """What hardware must be to be this device; empty or null: anything."""
 
-    name: str = ""  # a part of the name that its driver gives
+    name: str = ""  # whole words of the name that its driver, or the system, gives
     sm: str = ""  # compute capability, such as 9.0
     uuid: str | None = None  # of one card among several alike
 
@@ -24,7 +27,7 @@ class Device:
 
     name: str = MISSING
     kind: str = choice("cpu", "gpu", "npu")
-    precisions: list[str] = MISSING  # numeric types of the hardware
+    precisions: list[str] = MISSING  # of NUMERIC_TYPES: what the hardware computes in
     recognise: Recognise = field(default_factory=Recognise)
     note: str = ""
 
@@ -55,10 +58,9 @@ class Calibration:
 
 @dataclass
 class Roofline:
-    """What the limit of an engine is made of."""
+    """What the limit of an engine is made of, beside the rate of its products."""
 
-    ceiling: str = MISSING  # the measured rate that its products are held against
-    float_ceiling: str = MISSING  # and that of what is not quantised
+    float_ceiling: str = MISSING  # the measured rate that what is not quantised is held against
     float_bytes: int = MISSING  # of a value that is not quantised
 
 
@@ -72,21 +74,24 @@ class Mark:
 
 @dataclass
 class Precision:
-    """A numeric type of engines: a row of the table that conf/precision/ is."""
+    """How engines compute: a row of the table that conf/precision/ is."""
 
     name: str = MISSING
+    arithmetic: str = choice(*NUMERIC_TYPES)  # of its products: device and runtime must have it, a ceiling holds it
     typing: str = MISSING  # how the graph gets its types: a name of precisions.TYPINGS
     budget: float = ruled("0 or more", lambda budget: budget >= 0)  # score that may be lost; a recipe may say another
     # Least share of equal classes between two batch sizes of one engine.
     agreement: float = ruled("a share, 0 to 1", lambda agreement: 0 <= agreement <= 1)
     limit: Roofline = field(default_factory=Roofline)
     mark: Mark = field(default_factory=Mark)
-    calibration: Calibration | None = None
-    per_channel: bool = True
-    skip: list[str] = field(default_factory=list)  # ONNX operators that stay in float
+    calibration: Calibration | None = MISSING
+    per_channel: bool = MISSING
+    skip: list[str] = MISSING  # ONNX operators that stay in float
 
     def check(self) -> None:
-        """Raise `SegforgeError` where the row does not say how its type comes about."""
+        """Raise `SegforgeError` where the row is called by another type, or does not say how its own comes about."""
+        plain = self.name == self.arithmetic or self.name not in NUMERIC_TYPES
+        must(plain, f"precision={self.name} with precision.arithmetic={self.arithmetic}", "a row of the type it names")
         fits = self.typing != "qdq" or self.calibration is not None
         must(fits, f"precision={self.name} without precision.calibration", "how its ranges are found")
 
@@ -106,17 +111,21 @@ class Target:
     threads: int = ruled("0 for every core of this process, or more", lambda threads: threads >= 0, 0)
     options: dict[str, Any] = field(default_factory=dict)  # of the runtime itself
 
-    def check(self, precision: str) -> None:
+    def check(self, precision: Precision) -> None:
         """Raise `SegforgeError` where the pair cannot run `precision`; says why, and what it can."""
-        device = self.device
-        works = [p for p in self.precisions if p in device.precisions]
-        if precision not in device.precisions:
-            reason = f"{device.name} has no {precision} arithmetic" + (f" ({device.note})" if device.note else "")
+        name, arithmetic, device = precision.name, precision.arithmetic, self.device
+        works = [p for p in self.precisions if p != name]
+        if name in self.precisions and arithmetic in device.precisions:
+            return
+        if arithmetic not in device.precisions:
+            reason = f"{device.name} has no {arithmetic} arithmetic" + (f" ({device.note})" if device.note else "")
         else:
-            reason = self.refused.get(precision, f"{self.runtime} has no {precision} path there")
-        problem = f"target {self.name!r} cannot run {precision}: {reason}"
-        hint = f"precision={{{','.join(works)}}} target={self.name}"
-        must(precision in works, problem, f"one of {', '.join(works)} on this target", hint)
+            reason = self.refused.get(name, f"{self.runtime} has no {name} path there")
+        raise SegforgeError(
+            f"target {self.name!r} cannot run {name}: {reason}",
+            expected=f"one of {', '.join(works)} on this target",
+            hint=f"precision={{{','.join(works)}}} target={self.name}",
+        )
 
 
 @dataclass
@@ -154,9 +163,9 @@ class EngineConfig:
 
     def check(self) -> None:
         """Raise `SegforgeError` where target and precision cannot work together, or the variant is none."""
-        self.target.check(self.precision.name)
         check_fields(self)
         self.precision.check()
+        self.target.check(self.precision)
         known = known_names("recipe")
         problem = f"variant {self.variant!r} is no <model>-<backbone>-<dataset>"
         must(self.variant.count("-") == 2, problem, f"one of {', '.join(known)}")

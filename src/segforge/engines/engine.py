@@ -36,10 +36,12 @@ class Source:
     def of(cls, config: EngineConfig) -> "Source":
         """Raises `SegforgeError` for a typed graph of another variant, and where the device is not here as probed."""
         paths, target = config.paths, config.target
-        device = require_probed(target.device, then=paths.command("build"))
+        versions = installed_versions(RUNTIMES[target.runtime])
+        device = require_probed(target.device, then=paths.command("build"), runtime={target.runtime: versions})
         number, card = find_gpu(target.device) or (0, None)
         model, passport = load_own(paths.typed, config.variant, made_by=paths.command("quantize"))
-        spec = EngineSpec(passport, paths.precision, target.device.kind, number, target.threads, target.options)
+        kind, arithmetic = target.device.kind, config.precision.arithmetic
+        spec = EngineSpec(passport, arithmetic, kind, number, target.threads, target.options)
         expected = {
             **asdict(paths),  # variant, target, precision
             "runtime": target.runtime,
@@ -48,7 +50,7 @@ class Source:
             "batch_min": passport.batch_min,
             "batch_max": passport.batch_max,
             "flags": runtime_of(target.runtime).flags(spec),
-            "versions": installed_versions(RUNTIMES[target.runtime]),
+            "versions": versions,
             "device": device,
         }
         return cls(model, spec, card.uuid if card else None, expected)

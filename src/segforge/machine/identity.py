@@ -6,7 +6,7 @@ Each device and each runtime that is here has a file of its own: what an engine 
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -66,7 +66,7 @@ def visible(uuids: list[str], chosen: str | None) -> list[str]:
 def gpus() -> list[Gpu]:
     """The cards that CUDA_VISIBLE_DEVICES leaves to this process; empty without a driver.
 
-    In NVML's order, that of the PCI bus: where cards differ, CUDA has it with `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+    In NVML's order, that of the PCI bus, which `run_stage` makes CUDA's too.
     """
     with nvml() as library:
         if library is None:
@@ -109,11 +109,16 @@ def cpu() -> dict[str, Any]:
     }
 
 
+def _named(words: str, name: str) -> bool:
+    """Whether `words` stand in `name`, whole: a GH200 is no H200, and a T400 no T4."""
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", name, re.IGNORECASE) is not None if words else True
+
+
 def find_gpu(device: Device) -> tuple[int, Gpu] | None:
     """The first card that is `device`, and which of those that this process sees it is; None where none is."""
     wanted = device.recognise
     for number, card in enumerate(gpus() if device.kind == "gpu" else []):
-        if wanted.name.lower() in card.name.lower() and wanted.sm in ("", card.sm) and wanted.uuid in (None, card.uuid):
+        if _named(wanted.name, card.name) and wanted.sm in ("", card.sm) and wanted.uuid in (None, card.uuid):
             return number, card
     return None
 
@@ -124,7 +129,7 @@ def identity(device: Device) -> dict[str, Any] | None:
         # Which of several equal cards it is decides nothing: the record of each figure says it.
         return {key: value for key, value in asdict(found[1]).items() if key != "uuid"}
     here = cpu()
-    return here if device.kind == "cpu" and device.recognise.name.lower() in here["name"].lower() else None
+    return here if device.kind == "cpu" and _named(device.recognise.name, here["name"]) else None
 
 
 def require_device(device: Device) -> dict[str, Any]:
@@ -141,15 +146,19 @@ def require_device(device: Device) -> dict[str, Any]:
     return here
 
 
-def require_probed(device: Device, *, then: str) -> dict[str, Any]:
+def require_probed(device: Device, *, then: str, runtime: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The facts about `device` as they are and as probe wrote them, on which DVC decides.
 
-    Raises `SegforgeError` where the two differ; `then` is the command that was to run.
+    `runtime` holds the versions of one by its name, which are compared too. Raises `SegforgeError` where anything
+    differs; `then` is the command that was to run.
     """
-    here, path = require_device(device), layout.machine(device.name)
-    if changed := "; ".join(differences(here, read_json(path, made_by=PROBE))):
-        problem = f"{path} does not describe this machine: {changed}"
-        raise SegforgeError(problem, expected="the device as it is now", hint=f"{PROBE}, then {then}")
+    here = require_device(device)
+    facts = {layout.machine(device.name): here}
+    facts |= {layout.installed(device.name, name): versions for name, versions in (runtime or {}).items()}
+    for path, now in facts.items():
+        if changed := "; ".join(differences(now, read_json(path, made_by=PROBE))):
+            problem = f"{path} does not describe this machine: {changed}"
+            raise SegforgeError(problem, expected="the machine as it is now", hint=f"{PROBE}, then {then}")
     return here
 
 

@@ -1,4 +1,4 @@
-"""How a graph gets the numeric type of an engine: one table, a way of typing with the precisions that it serves.
+"""How a graph gets the numeric type of an engine: one table, a way of typing with the types that it gives.
 
 The rest of a precision (its budget, ceiling, bytes, mark) is its row in conf/precision/.
 """
@@ -18,7 +18,7 @@ from segforge.precisions.qdq import to_qdq
 class Typing(NamedTuple):
     """A way of typing; `typed` None leaves the file as it is: its runtime computes in the type."""
 
-    precisions: tuple[str, ...]
+    gives: tuple[str, ...]  # arithmetic of an engine of its graphs
     typed: Callable[[Path, Passport, list[Path], Precision, Target], onnx.ModelProto] | None
 
 
@@ -30,7 +30,7 @@ def typing_of(precision: Precision) -> Typing:
     if precision.typing not in TYPINGS:
         raise unknown_name("precision.typing", precision.typing, TYPINGS)
     found = TYPINGS[precision.typing]
-    if precision.name not in found.precisions:
-        problem = f"precision.typing={precision.typing} gives no graph in {precision.name}"
-        raise SegforgeError(problem, expected=f"one of {', '.join(found.precisions)} for that way of typing")
+    if precision.arithmetic not in found.gives:
+        problem = f"precision.typing={precision.typing} gives no graph in {precision.arithmetic}"
+        raise SegforgeError(problem, expected=f"one of {', '.join(found.gives)} for that way of typing")
     return found

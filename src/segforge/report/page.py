@@ -89,7 +89,7 @@ def _ledger(engine: EngineRecord) -> Any:
     names = [f"b{row['batch']}" if row["step"] == "engine" else row["step"] for row in engine.ledger]
     steps = [(name, float(row["score"])) for name, row in zip(names, engine.ledger, strict=True)]
     try:
-        allowed = budget(engine.variant, engine.precision)
+        allowed = budget(engine.variant, precision_row(engine.precision))
     except SegforgeError:
         allowed = None
     return plots.waterfall(engine.runtime, engine.label, steps, allowed)

@@ -2,7 +2,8 @@
 
 A runtime is a module `segforge.runtimes.<name>` with `flags(spec)`, what decides an engine and its speed,
 `build(typed, spec)`, the bytes of an engine, and `EngineRunner(engine, spec)`, a runner over them; `spec` is an
-`EngineSpec`. To add one: the file, a line in `RUNTIMES`, and a target in conf/target/.
+`EngineSpec`, whose `require` refuses what the runtime does not compute in, or run on. To add one: the file, a line
+in `RUNTIMES`, and a target in conf/target/.
 """
 
 from importlib import import_module

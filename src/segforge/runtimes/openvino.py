@@ -13,8 +13,8 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not quantis
 
 def flags(spec: EngineSpec) -> dict[str, Any]:
     """OpenVINO's properties; for int8 the graph's Q/DQ say what is quantised and the rest stays float32."""
-    spec.require_precision("openvino", tuple(HINTS))
-    asked = {"INFERENCE_NUM_THREADS": spec.cores, "INFERENCE_PRECISION_HINT": HINTS[spec.precision]}
+    spec.require("openvino", HINTS)
+    asked = {"INFERENCE_NUM_THREADS": spec.cores, "INFERENCE_PRECISION_HINT": HINTS[spec.arithmetic]}
     return {"PERFORMANCE_HINT": "LATENCY", **asked, **spec.options}
 
 

@@ -18,12 +18,12 @@ from segforge.process import MALLOPT, tune_allocator
 from segforge.runtimes.core.base import EngineSpec, Runner
 from segforge.runtimes.core.cuda import CudaRunner, Tensors
 
-PRECISIONS = ("fp32",)
+ARITHMETICS, KINDS = ("fp32",), ("cpu", "gpu")
 
 
 def flags(spec: EngineSpec) -> dict[str, Any]:
     """What decides the baseline's speed, for the manifest."""
-    spec.require_precision("torch", PRECISIONS)
+    spec.require("torch", ARITHMETICS, KINDS)
     if spec.device_kind == "gpu":
         return {"memory_format": "channels_last", "tf32": False, "pinned_memory": True, **spec.options}
     allocator = {name: value for name, (_, value) in MALLOPT.items()}
@@ -32,7 +32,7 @@ def flags(spec: EngineSpec) -> dict[str, Any]:
 
 def build(typed: Path, spec: EngineSpec) -> bytes:
     """The checkpoint's weights, byte for byte; the network is rebuilt from the passport when it runs."""
-    spec.require_precision("torch", PRECISIONS)
+    spec.require("torch", ARITHMETICS, KINDS)
     paths = layout.VariantPaths(spec.passport.variant)
     weights = paths.checkpoint / "best.safetensors"
     if not weights.is_file():
@@ -118,5 +118,5 @@ class GpuRunner(CudaRunner):
 
 def EngineRunner(engine: Path, spec: EngineSpec) -> Runner:
     """A runner over the weights in `engine`, on the CPU or on a GPU."""
-    spec.require_precision("torch", PRECISIONS)
+    spec.require("torch", ARITHMETICS, KINDS)
     return (GpuRunner if spec.device_kind == "gpu" else CpuRunner)(engine, spec)

@@ -160,7 +160,7 @@ def layer_limits(model: onnx.ModelProto, batch: int, precision: Precision, ceili
             continue
         operations, moved = _operations(graph, node), _moved(graph, node, row.float_bytes)
         quantised = all(map(graph.dequantised, node.input[:2]))
-        rate = ceilings.operations_per_s(row.ceiling if quantised else row.float_ceiling)
+        rate = ceilings.operations_per_s(precision.arithmetic if quantised else row.float_ceiling)
         if node.op_type in UNARY or all(name in graph.weights for name in node.input):
             operations = 0.0  # fused, or folded when the engine is built
         seconds = max(operations / rate, moved / ceilings.bytes_per_s(moved))

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Self
@@ -19,7 +19,7 @@ class EngineSpec:
     """What a runtime needs to know, to build an engine and to run it."""
 
     passport: Passport
-    precision: str
+    arithmetic: str  # the numeric type of the products
     device_kind: str = "cpu"
     gpu: int = 0  # which of the GPUs that this process sees
     threads: int = 0  # 0: every core that this process may use
@@ -30,11 +30,14 @@ class EngineSpec:
         """The threads that an engine computes with."""
         return self.threads or usable_cores()
 
-    def require_precision(self, runtime: str, known: Sequence[str]) -> None:
-        """Raise `SegforgeError` unless the runtime computes in this precision: none is ever replaced by another."""
-        if self.precision not in known:
-            problem = f"the runtime {runtime} does not compute in {self.precision}"
-            raise SegforgeError(problem, expected=f"one of {', '.join(known)}")
+    def require(self, runtime: str, arithmetics: Collection[str], kinds: Collection[str] = ("cpu",)) -> None:
+        """Raise `SegforgeError` unless the runtime computes in this type on this kind of device: it takes no other."""
+        if self.device_kind not in kinds:
+            problem = f"the runtime {runtime} does not run on a {self.device_kind}"
+            raise SegforgeError(problem, expected=f"a target on a {' or '.join(kinds)}")
+        if self.arithmetic not in arithmetics:
+            problem = f"the runtime {runtime} does not compute in {self.arithmetic}"
+            raise SegforgeError(problem, expected=f"one of {', '.join(arithmetics)}")
 
 
 def package_of(runtime: str) -> Any:
