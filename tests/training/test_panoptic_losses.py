@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import sigmoid_focal_loss
 
 from segforge.architectures.core.base import build_network
 from segforge.architectures.panopticfcn import PanopticFCN
@@ -87,6 +88,9 @@ def test_focal_loss_is_weighted_cross_entropy() -> None:
     p = logits.sigmoid()
     wanted = torch.where(targets == 1, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log())
     torch.testing.assert_close(panoptic.focal_loss(logits, targets), wanted)
+    soft = torch.tensor([0.3, 0.0, 0.9])
+    theirs = sigmoid_focal_loss(logits, soft, alpha=panoptic.ALPHA, gamma=panoptic.GAMMA)
+    torch.testing.assert_close(panoptic.focal_loss(logits, soft), theirs)
 
 
 def network() -> PanopticFCN:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
+from torchvision.ops import masks_to_boxes
 
 from segforge.datasets.core.index import INSTANCES
 
@@ -20,7 +20,7 @@ SCALES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
 POSITIVES = 7  # places of a thing whose kernels are trained
 OVERLAP = 0.7  # of boxes whose centres still count as near (CornerNet, arXiv 1808.01244)
 WEIGHTS = {"position things": 1.0, "position stuff": 1.0, "things": 3.0, "stuff": 3.0}  # of the four losses
-focal_loss = partial(sigmoid_focal_loss, alpha=0.25, gamma=2.0)  # arXiv 1708.02002; takes soft targets too
+ALPHA, GAMMA = 0.25, 2.0  # focal loss (arXiv 1708.02002)
 resized = partial(functional.interpolate, mode="bilinear", align_corners=False)
 
 
@@ -175,6 +175,17 @@ def thing_kernels(centre: Tensor, kernels: Tensor, things: Things) -> tuple[Tens
 def _embedded(generator: torch.nn.Conv2d, kernels: Tensor) -> Tensor:
     """A 1x1 convolution on kernels [..., C]."""
     return functional.linear(kernels, generator.weight.flatten(1), generator.bias)
+
+
+def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sigmoid focal loss with soft targets (arXiv 1708.02002), of the same shape.
+
+    As torchvision's `sigmoid_focal_loss`, which multiplies in another order: enough to make each training another one.
+    """
+    probability = logits.sigmoid()
+    plain = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    right = probability * targets + (1 - probability) * (1 - targets)
+    return (ALPHA * targets + (1 - ALPHA) * (1 - targets)) * plain * (1 - right) ** GAMMA
 
 
 def dice_loss(predicted: Tensor, target: Tensor, known: Tensor) -> Tensor:
